@@ -1,0 +1,70 @@
+"""What can go wrong in the batching room.
+
+BatchingError
+├── QueueFullError       the lane holds as much as it may; comes with a wait
+├── DeadlineError        the entry was not worth running any more
+├── EntryFailedError     one entry of a submission failed, by its own fault or by exhausted retries
+├── ShuttingDownError    the batcher is closing
+└── RunnerLostError      raised *by a runner*: it died under a pass, which may be tried again
+"""
+
+from batching.types import Lane
+
+
+class BatchingError(Exception):
+    """Base of everything this room raises."""
+
+
+class QueueFullError(BatchingError):
+    """The lane cannot take the submission: it would hold more than it is allowed to."""
+
+    def __init__(self, lane: Lane, *, what: str, num_waiting: int, limit: int, num_new: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"the {lane} lane is full: {num_waiting} {what} are waiting, {limit} are allowed, "
+            f"and the request brings {num_new}"
+        )
+        self.lane = lane
+        self.what = what
+        self.num_waiting = num_waiting
+        self.limit = limit
+        self.num_new = num_new
+        self.retry_after_s = retry_after_s
+
+
+class SubmissionTooLargeError(BatchingError):
+    """The submission alone is more than the lane may ever hold; waiting would not help."""
+
+    def __init__(self, lane: Lane, *, what: str, limit: int, num_new: int) -> None:
+        super().__init__(f"the request brings {num_new} {what}; the {lane} lane holds at most {limit}")
+        self.lane = lane
+        self.what = what
+        self.limit = limit
+        self.num_new = num_new
+
+
+class DeadlineError(BatchingError):
+    """The deadline passed, or would have passed, before the entry could run."""
+
+    def __init__(self, *, waited_s: float) -> None:
+        super().__init__(f"the deadline passed after {waited_s * 1000:.0f} ms in the queue")
+        self.waited_s = waited_s
+
+
+class EntryFailedError(BatchingError):
+    """One entry of a submission failed; ``__cause__`` says why."""
+
+    def __init__(self, index: int, cause: BaseException) -> None:
+        super().__init__(f"entry {index} failed: {type(cause).__name__}")
+        self.index = index
+        self.__cause__ = cause
+
+
+class ShuttingDownError(BatchingError):
+    """The batcher is closing and takes nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class RunnerLostError(BatchingError):
+    """The runner died under the pass. The work itself may be innocent: it is tried again."""

@@ -1,0 +1,78 @@
+"""The seam between whoever decides what runs and the process that owns a device."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.types import Features, ModelInfo, PassResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a worker needs to know to load its model. Plain data: it crosses the process border."""
+
+    folder: str
+    """A local checkpoint folder; fetching was done before."""
+    source: str
+    """The name it was asked for by, for messages and ``ModelInfo.source``."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ..."""
+    dtype: str = "float32"
+    """``float32``, ``bfloat16`` or ``float16``."""
+    num_threads: int = 1
+    """Compute threads of the process; on CPU one a worker, and a worker a core."""
+    max_tokens: int | None = None
+    """Lowers the checkpoint's own limit."""
+    matryoshka_dimensions: tuple[int, ...] = ()
+    """Overrides what is known of the checkpoint."""
+    pad_passes: bool = False
+    """Use length-bucketed padding even where packing works (for comparisons)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatistics:
+    """What a worker tells of itself, read at any time."""
+
+    is_ready: bool
+    pid: int | None
+    num_restarts: int
+    num_passes: int
+    rss_bytes: int | None
+    """Resident memory of the process, shared pages included."""
+
+
+OnStage = Callable[[str], None]
+"""Told what a loading worker is doing: ``"loading weights 43%"``."""
+
+
+class Worker(Protocol):
+    """Where an encoder lives. It is handed passes, one at a time, and never sees a request."""
+
+    async def start(self, on_stage: OnStage) -> ModelInfo:
+        """Load the model and warm it up; returns when the first pass may come.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be loaded; the message says what to do.
+        """
+        ...
+
+    async def wait_ready(self) -> None:
+        """Return when a pass may be run: at once, or after a restart has finished."""
+        ...
+
+    async def run(self, features: Sequence[Features]) -> PassResult:
+        """Run one pass.
+
+        Raises:
+            WorkerDiedError: The process ended; it is being restarted, and ``wait_ready`` tells when.
+            PassFailedError: The encoder raised; the worker lives.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End the worker. A pass in flight is abandoned."""
+        ...
+
+    def statistics(self) -> WorkerStatistics:
+        """A snapshot of the worker's state."""
+        ...
