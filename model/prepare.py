@@ -1,0 +1,133 @@
+"""From an input to the token ids that the encoder takes. Runs in the gateway: no torch here.
+
+The tokenizer comes with ``ModelInfo``, from the worker that loaded the checkpoint, so both sides hold the
+very same one. Instances are safe to use from several threads: nothing of the tokenizer is changed after
+construction.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from model.errors import InputError, InputTooLongError, TokenIdError
+from model.prompts import resolve_prompt
+from model.types import EmbeddingInput, Features, ModelInfo, Truncation
+
+
+class Preparer:
+    """Makes features for one model."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self._info = info
+        self._tokenizer = Tokenizer.from_str(info.tokenizer_json)
+        # Checkpoints often store how their training cut and padded; we do both ourselves.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._num_special_tokens = self._tokenizer.num_special_tokens_to_add(False)
+        self._prompt_lengths: dict[str, int] = {}
+
+    def prepare(self, inputs: Sequence[EmbeddingInput]) -> list[Features | InputError]:
+        """Make features, or an error, for each input.
+
+        Returns:
+            One element an input, in order. An ``InputError`` says why that input cannot be embedded;
+            its neighbours are not concerned.
+        """
+        texts = [self._full_text(one) for one in inputs if one.text is not None]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=True))
+        prepared: list[Features | InputError] = []
+        for one in inputs:
+            try:
+                if one.text is not None:
+                    prepared.append(self._text_features(one, next(encodings)))
+                else:
+                    prepared.append(self._token_features(one))
+            except InputError as error:
+                prepared.append(error)
+        return prepared
+
+    def _prompt(self, one: EmbeddingInput) -> str:
+        return resolve_prompt(
+            self._info.prompts,
+            default_name=self._info.default_prompt_name,
+            prompt_name=one.prompt_name,
+            instruction=one.instruction,
+        )
+
+    def _full_text(self, one: EmbeddingInput) -> str:
+        assert one.text is not None
+        return self._prompt(one) + one.text
+
+    def _limit(self, one: EmbeddingInput) -> int:
+        return self._info.max_tokens if one.max_tokens is None else min(one.max_tokens, self._info.max_tokens)
+
+    def _text_features(self, one: EmbeddingInput, encoding: Encoding) -> Features:
+        limit, num_tokens = self._limit(one), len(encoding)
+        if num_tokens == 0:
+            raise InputError("the text has no tokens")
+        token_ids = encoding.ids
+        if num_tokens > limit:
+            if one.truncation is Truncation.NONE or limit <= self._num_special_tokens:
+                raise InputTooLongError(num_tokens=num_tokens, max_tokens=limit)
+            token_ids = self._truncated_ids(one, limit)
+        return Features(
+            token_ids=np.array(token_ids, dtype=np.int32),
+            num_prompt_tokens=0 if self._info.include_prompt else self._prompt_length(self._prompt(one)),
+            num_dropped_tokens=num_tokens - len(token_ids),
+        )
+
+    def _truncated_ids(self, one: EmbeddingInput, limit: int) -> list[int]:
+        """Cut the text's own tokens, then let the tokenizer put its special tokens around what is left.
+
+        Cut at the start, a text keeps its prompt.
+        """
+        keep = limit - self._num_special_tokens
+        encoding = self._tokenizer.encode(self._full_text(one), add_special_tokens=False)
+        if one.truncation is Truncation.START:
+            prompt = self._tokenizer.encode(self._prompt(one), add_special_tokens=False)
+            if 0 < len(prompt) < keep:
+                encoding = self._tokenizer.encode(one.text or "", add_special_tokens=False)
+                encoding.truncate(keep - len(prompt), direction="left")
+                encoding = Encoding.merge([prompt, encoding], growing_offsets=True)
+            else:
+                encoding.truncate(keep, direction="left")
+        else:
+            encoding.truncate(keep)
+        return self._tokenizer.post_process(encoding).ids
+
+    def _prompt_length(self, prompt: str) -> int:
+        """Tokens of the prompt with the special tokens before it, as sentence-transformers counts them."""
+        if not prompt:
+            return 0
+        if prompt not in self._prompt_lengths:
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=True)
+            ends_special = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
+            if len(self._prompt_lengths) >= 1024:
+                # Instructions come from clients: the memory of their lengths must not grow with them.
+                self._prompt_lengths.clear()
+            self._prompt_lengths[prompt] = len(encoding) - ends_special
+        return self._prompt_lengths[prompt]
+
+    def _token_features(self, one: EmbeddingInput) -> Features:
+        assert one.token_ids is not None
+        token_ids = one.token_ids
+        for token_id in token_ids:
+            # An id past the embedding table would be a device-side assert, which kills a CUDA context.
+            if not 0 <= token_id < self._info.vocab_size:
+                raise TokenIdError(token_id, self._info.vocab_size)
+        limit = self._limit(one)
+        if not token_ids:
+            raise InputError("the token array is empty")
+        if len(token_ids) > limit:
+            match one.truncation:
+                case Truncation.NONE:
+                    raise InputTooLongError(num_tokens=len(token_ids), max_tokens=limit)
+                case Truncation.START:
+                    token_ids = token_ids[-limit:]
+                case Truncation.END:
+                    token_ids = token_ids[:limit]
+        return Features(
+            token_ids=np.array(token_ids, dtype=np.int32),
+            num_dropped_tokens=len(one.token_ids) - len(token_ids),
+        )

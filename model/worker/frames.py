@@ -1,0 +1,208 @@
+"""What crosses the socket between the gateway and a worker process.
+
+A frame is a prefix (mark, size of the header, size of the body), a msgpack header and a body of raw
+numbers: int32 token ids on the way down, float32 rows on the way up, in the machine's byte order. The
+header says how the body is cut, so ids and rows are read where they arrived, without a copy.
+
+Rule 1: sizes are checked before anything is allocated, shapes before anything is read.
+Rule 2: nothing here reads or writes a socket; ``child.py`` and ``main.py`` do that.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from model.types import Features, ModelInfo
+from model.worker.protocol import LoadOptions
+
+MAX_HEADER_BYTES = 128 * 1024 * 1024
+"""A header with a ``ModelInfo`` holds a whole tokenizer; the largest in use are below 40 MB."""
+MAX_BODY_BYTES = 1024 * 1024 * 1024
+"""65,536 rows of 4,096 numbers: far above any pass, far below the memory of any machine."""
+
+_PREFIX = struct.Struct("=4sIQ")
+_MARK = b"LNW1"
+PREFIX_BYTES = _PREFIX.size
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class FrameError(Exception):
+    """The bytes are no frame, or not one that may come here. The connection is of no more use."""
+
+
+class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to worker, first and once: what to load, and where to run."""
+
+    options: LoadOptions
+    loader: str
+    """Import path of the loader, ``module:function``."""
+    cpu: int | None
+    """The one core to run on; ``None``: wherever the kernel likes."""
+
+
+class Run(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to worker: one pass. Body: the token ids of all inputs, one after the other."""
+
+    pass_id: _Count
+    lengths: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1)]
+    """Tokens of each input."""
+    prompt_lengths: tuple[_Count, ...]
+    dropped_lengths: tuple[_Count, ...]
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to worker: end, when the pass that runs is answered."""
+
+
+class Stage(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Worker to gateway: how far loading is."""
+
+    text: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Worker to gateway: the model is loaded, passes may come."""
+
+    info: ModelInfo
+    rss_bytes: _Count | None
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Worker to gateway: the model cannot be loaded. The process ends after it."""
+
+    message: str
+    """One line for the operator."""
+
+
+class Rows(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Worker to gateway: the answer to a pass. Body: ``[num_rows, dimension]`` float32."""
+
+    pass_id: _Count
+    num_rows: _Positive
+    dimension: _Positive
+    device_s: _Seconds
+    nonfinite_rows: tuple[_Count, ...]
+    rss_bytes: _Count | None
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Worker to gateway: the encoder raised. The exception's text stays in the worker's log."""
+
+    pass_id: _Count
+    error_type: str
+    is_out_of_memory: bool
+    rss_bytes: _Count | None
+
+
+ToWorker = Load | Run | Stop
+ToGateway = Stage | Ready | LoadFailed | Rows | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_gateway: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGateway)
+
+
+def pack_head(message: ToWorker | ToGateway, *, body_bytes: int = 0) -> bytes:
+    """Prefix and header of a frame; ``body_bytes`` bytes of body must follow it."""
+    header = _encoder.encode(message)
+    _check_sizes(len(header), body_bytes)
+    return _PREFIX.pack(_MARK, len(header), body_bytes) + header
+
+
+def unpack_prefix(prefix: bytes | memoryview) -> tuple[int, int]:
+    """Read how many bytes of header and of body follow the prefix.
+
+    Raises:
+        FrameError: It does not start with the mark, or announces more than is allowed.
+    """
+    mark, header_bytes, body_bytes = _PREFIX.unpack(prefix)
+    if mark != _MARK:
+        raise FrameError(f"a frame starts with {_MARK!r}, this one with {mark!r}")
+    _check_sizes(header_bytes, body_bytes)
+    return header_bytes, body_bytes
+
+
+def unpack_for_worker(header: memoryview) -> ToWorker:
+    """Read a header that a gateway sent; raises ``FrameError``."""
+    try:
+        return _to_worker.decode(header)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"no message for a worker: {error}") from error
+
+
+def unpack_for_gateway(header: memoryview) -> ToGateway:
+    """Read a header that a worker sent; raises ``FrameError``."""
+    try:
+        return _to_gateway.decode(header)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"no message for a gateway: {error}") from error
+
+
+def pack_run(pass_id: int, features: Sequence[Features]) -> bytes:
+    """Write a whole pass as one frame: one small copy instead of one system call for each input."""
+    ids = [np.ascontiguousarray(one.token_ids, dtype=np.int32) for one in features]
+    run = Run(
+        pass_id=pass_id,
+        lengths=tuple(len(one) for one in ids),
+        prompt_lengths=tuple(one.num_prompt_tokens for one in features),
+        dropped_lengths=tuple(one.num_dropped_tokens for one in features),
+    )
+    head = pack_head(run, body_bytes=sum(one.nbytes for one in ids))
+    return b"".join((head, *(one.data for one in ids)))
+
+
+def unpack_run(run: Run, body: memoryview) -> list[Features]:
+    """Read the inputs of a pass; their ids are views into ``body``.
+
+    Raises:
+        FrameError: The header's lengths do not fit each other or the body.
+    """
+    if not len(run.lengths) == len(run.prompt_lengths) == len(run.dropped_lengths):
+        raise FrameError(
+            f"a pass of {len(run.lengths)} inputs has {len(run.prompt_lengths)} prompt lengths "
+            f"and {len(run.dropped_lengths)} dropped lengths"
+        )
+    if sum(run.lengths) * 4 != len(body):
+        raise FrameError(f"a pass of {sum(run.lengths)} tokens has {len(body)} bytes of ids")
+    ids = np.frombuffer(body, dtype=np.int32)
+    features: list[Features] = []
+    start = 0
+    for length, num_prompt, num_dropped in zip(
+        run.lengths, run.prompt_lengths, run.dropped_lengths, strict=True
+    ):
+        features.append(
+            Features(
+                token_ids=ids[start : start + length],
+                num_prompt_tokens=num_prompt,
+                num_dropped_tokens=num_dropped,
+            )
+        )
+        start += length
+    return features
+
+
+def unpack_rows(rows: Rows, body: memoryview) -> npt.NDArray[np.float32]:
+    """Read the rows of an answer, ``[num_rows, dimension]``, a view of ``body``.
+
+    Raises:
+        FrameError: The header's shape does not fit the body, or a named row is not there.
+    """
+    if rows.num_rows * rows.dimension * 4 != len(body):
+        raise FrameError(f"{rows.num_rows} rows of {rows.dimension} numbers came as {len(body)} bytes")
+    if any(row >= rows.num_rows for row in rows.nonfinite_rows):
+        raise FrameError(f"rows {rows.nonfinite_rows} of {rows.num_rows} are said to be not finite")
+    return np.frombuffer(body, dtype=np.float32).reshape(rows.num_rows, rows.dimension)
+
+
+def _check_sizes(header_bytes: int, body_bytes: int) -> None:
+    if header_bytes > MAX_HEADER_BYTES:
+        raise FrameError(f"a header of {header_bytes} bytes; {MAX_HEADER_BYTES} are allowed")
+    if body_bytes > MAX_BODY_BYTES:
+        raise FrameError(f"a body of {body_bytes} bytes; {MAX_BODY_BYTES} are allowed")
