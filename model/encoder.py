@@ -8,6 +8,7 @@ Shapes: T tokens of the pass, B sequences, L tokens of the longest of a bucket, 
 
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ _PROBE_LENGTHS = (7, 150, 33, 33)
 class Backbone:
     """A transformers model that gives one hidden state a token, packed or padded."""
 
-    def __init__(self, transformer: nn.Module, *, pad_id: int) -> None:
+    def __init__(self, transformer: Any, *, pad_id: int) -> None:
         self._transformer = transformer
         self._pad_id = pad_id
         self._own_attention: str | None = getattr(transformer.config, "_attn_implementation", None)
@@ -58,7 +59,8 @@ class Backbone:
         random = np.random.default_rng(0)
         ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), np.array(special_ids, dtype=np.int32))
         sequences = [
-            random.choice(ordinary, size=min(length, max_tokens)).astype(np.int32) for length in _PROBE_LENGTHS
+            random.choice(ordinary, size=min(length, max_tokens)).astype(np.int32)
+            for length in _PROBE_LENGTHS
         ]
         alone_TD = torch.cat([self._padded_states([sequence]) for sequence in sequences])
         try:
@@ -69,7 +71,9 @@ class Backbone:
             # Whatever an architecture makes of the row or of the name, the answer is the same: pad.
             self._refuse_packing(_refusal(error))
             return
-        difference = float((together_TD.float() - alone_TD.float()).abs().max() / alone_TD.float().abs().max())
+        difference = float(
+            (together_TD.float() - alone_TD.float()).abs().max() / alone_TD.float().abs().max()
+        )
         tolerance = _PROBE_TOLERANCE[alone_TD.dtype]
         if segments.num_attention_calls == 0:
             self._refuse_packing("the architecture does not call the registered attention function")
@@ -128,7 +132,7 @@ def padded_buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield bucket
 
 
-def _first_position(transformer: nn.Module) -> int:
+def _first_position(transformer: Any) -> int:
     """Position id of a sequence's first token. RoBERTa's line counts from ``padding_idx + 1``."""
     embeddings = getattr(transformer, "embeddings", None)
     counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
@@ -145,7 +149,9 @@ def _refusal(error: Exception) -> str:
 class TextEncoder:
     """One loaded model: features in, vectors out. Owns the weights."""
 
-    def __init__(self, *, backbone: Backbone, token_head: nn.Module, head: nn.Module, recipe: Recipe, info: ModelInfo) -> None:
+    def __init__(
+        self, *, backbone: Backbone, token_head: nn.Module, head: nn.Module, recipe: Recipe, info: ModelInfo
+    ) -> None:
         self._backbone = backbone
         self._token_head = token_head
         self._head = head

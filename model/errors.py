@@ -1,15 +1,16 @@
 """What can go wrong in the model room.
 
 ModelError
-├── CheckpointError          it cannot be found, fetched, or is not what it should be; ``advice`` says what to do
+├── CheckpointError          it cannot be found, fetched, or is not what it should be
 ├── InputError               the caller's input
 │   ├── InputTooLongError
 │   └── TokenIdError
 └── WorkerError
     ├── WorkerDiedError      the process is gone; the pass may be tried again elsewhere
     ├── PassTimeoutError     no answer in time; the worker was killed
-    └── PassFailedError      the encoder raised; the same pass would raise again
-        └── PassOutOfMemoryError   no memory for the pass; a smaller one may fit
+    ├── PassFailedError      the encoder raised; the same pass would raise again
+    │   └── PassOutOfMemoryError   no memory for the pass; a smaller one may fit
+    └── NonFiniteRowError    the pass ran, but this input's vector holds NaN or infinity
 """
 
 
@@ -30,7 +31,8 @@ class InputTooLongError(InputError):
 
     def __init__(self, *, num_tokens: int, max_tokens: int) -> None:
         super().__init__(
-            f"This model's maximum context length is {max_tokens} tokens, however you requested {num_tokens} tokens."
+            f"This model's maximum context length is {max_tokens} tokens, however you requested "
+            f"{num_tokens} tokens."
         )
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
@@ -63,3 +65,12 @@ class PassFailedError(WorkerError):
 
 class PassOutOfMemoryError(PassFailedError):
     """The device had no memory for the pass; a smaller one may fit."""
+
+
+class NonFiniteRowError(WorkerError):
+    """The model overflowed on this input; in float16 that can happen, in float32 it should not."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the vector holds NaN or infinity; serving with dtype float32 or bfloat16 avoids that"
+        )

@@ -1,4 +1,4 @@
-"""The modules behind the transformer: dense layers, layer norm, normalisation. Single precision throughout."""
+"""The modules behind the transformer: dense layers, layer norm, normalisation. In single precision."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +77,12 @@ def _activation(module: HeadModule) -> nn.Module:
     dotted_name = str(module.config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     package, _, name = dotted_name.rpartition(".")
     activation = getattr(nn, name, None)
-    if not package.startswith("torch.nn") or not (isinstance(activation, type) and issubclass(activation, nn.Module)):
-        raise CheckpointError(f"{module.folder} uses the activation {dotted_name!r}; served are torch.nn's own")
+    if not package.startswith("torch.nn") or not (
+        isinstance(activation, type) and issubclass(activation, nn.Module)
+    ):
+        raise CheckpointError(
+            f"{module.folder} uses the activation {dotted_name!r}; served are torch.nn's own"
+        )
     return activation()
 
 
@@ -89,6 +93,7 @@ def _with_weights(module: nn.Module, folder: Path) -> nn.Module:
     result = module.load_state_dict(load_file(weights), strict=False)
     if result.missing_keys or result.unexpected_keys:
         raise CheckpointError(
-            f"{weights} does not fit its module: missing {result.missing_keys}, left over {result.unexpected_keys}"
+            f"{weights} does not fit its module: missing {result.missing_keys}, left over "
+            f"{result.unexpected_keys}"
         )
     return module

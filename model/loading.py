@@ -7,7 +7,7 @@ packing probe; the output's dimension. What passes them is stamped with a finger
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tokenizers.normalizers import Lowercase, Sequence as NormalizerSequence
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -54,7 +55,8 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
     vocab_size = transformer.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocab_size:
         raise CheckpointError(
-            f"{options.source}: the tokenizer has {len(tokenizer)} ids, the model embeds {vocab_size}; files of two models are mixed"
+            f"{options.source}: the tokenizer has {len(tokenizer)} ids, the model embeds {vocab_size}; "
+            "files of two models are mixed"
         )
     max_tokens = _max_tokens(options, recipe, config, tokenizer)
 
@@ -63,7 +65,9 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
     if options.pad_passes:
         backbone.packing_note = "padding was asked for"
     else:
-        backbone.use_packing(max_tokens=max_tokens, special_ids=tokenizer.all_special_ids, vocab_size=len(tokenizer))
+        backbone.use_packing(
+            max_tokens=max_tokens, special_ids=tokenizer.all_special_ids, vocab_size=len(tokenizer)
+        )
 
     tokenizer_json = _tokenizer_json(tokenizer, lowercase=recipe.lowercase)
     device = backbone.device
@@ -109,7 +113,8 @@ def _load_config(folder: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"transformers {transformers.__version__} does not know the architecture in {folder / 'config.json'} "
+            f"transformers {transformers.__version__} does not know the architecture in "
+            f"{folder / 'config.json'} "
             "by itself, and a checkpoint's own code is never run here"
         ) from error
 
@@ -119,7 +124,9 @@ def _resolve_dtype(options: LoadOptions, config: PretrainedConfig) -> torch.dtyp
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(f"dtype {options.dtype!r} is not one of float32, bfloat16, float16")
     if dtype is torch.float16 and config.model_type in FLOAT16_FORBIDDEN:
-        raise CheckpointError(f"{config.model_type} models overflow in float16; start with --dtype bfloat16 or float32")
+        raise CheckpointError(
+            f"{config.model_type} models overflow in float16; start with --dtype bfloat16 or float32"
+        )
     return dtype
 
 
@@ -127,9 +134,14 @@ def _load_tokenizer(recipe: Recipe) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(recipe.transformer_folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError, ImportError) as error:
-        raise CheckpointError(f"the tokenizer in {recipe.transformer_folder} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"the tokenizer in {recipe.transformer_folder} cannot be loaded: {_first_line(error)}"
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(f"the tokenizer in {recipe.transformer_folder} has no tokenizer.json and cannot be converted to one")
+        raise CheckpointError(
+            f"the tokenizer in {recipe.transformer_folder} has no tokenizer.json and cannot be converted to "
+            "one"
+        )
     return tokenizer
 
 
@@ -149,7 +161,9 @@ def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dty
             output_loading_info=True,
         )
     except torch.OutOfMemoryError as error:
-        raise CheckpointError(f"{folder} does not fit the memory of {device}; try a smaller --dtype or another --device") from error
+        raise CheckpointError(
+            f"{folder} does not fit the memory of {device}; try a smaller --dtype or another --device"
+        ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
     _check_keys(transformer, keys, folder)
@@ -166,10 +180,15 @@ def _check_keys(transformer: nn.Module, keys: Any, folder: Path) -> None:
     """Every weight that computes must come from the file, and none of the file's may be left out of them."""
     missing = sorted(key for key in keys["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(transformer).__name__}, the first is {missing[0]}")
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of {type(transformer).__name__}, the first is "
+            f"{missing[0]}"
+        )
     mismatched = sorted(str(key) for key in keys["mismatched_keys"])
     if mismatched:
-        raise CheckpointError(f"{folder} has weights of another shape than its config.json says, the first is {mismatched[0]}")
+        raise CheckpointError(
+            f"{folder} has weights of another shape than its config.json says, the first is {mismatched[0]}"
+        )
     parts = tuple(f"{name}." for name, _ in transformer.named_children() if name != "pooler")
     left_over = sorted(
         key for key in keys["unexpected_keys"] if key.startswith(parts) and not key.endswith("position_ids")
@@ -187,15 +206,23 @@ def _max_tokens(options: LoadOptions, recipe: Recipe, config: PretrainedConfig, 
     limits = [recipe.max_tokens or tokenizer.model_max_length, options.max_tokens]
     if isinstance(positions, int) and positions > 0:
         # RoBERTa's line uses the first rows of its table for padding.
-        has_offset = "roberta" in config.model_type or config.model_type in ("camembert", "mpnet", "xlm-roberta-xl")
-        limits.append(positions - (config.pad_token_id + 1 if has_offset and config.pad_token_id is not None else 0))
+        has_offset = "roberta" in config.model_type or config.model_type in (
+            "camembert",
+            "mpnet",
+            "xlm-roberta-xl",
+        )
+        limits.append(
+            positions - (config.pad_token_id + 1 if has_offset and config.pad_token_id is not None else 0)
+        )
     return min(int(limit) for limit in limits if limit)
 
 
 def _tokenizer_json(tokenizer: Any, *, lowercase: bool) -> str:
     backend = tokenizer.backend_tokenizer
     if lowercase and "Lowercase" not in repr(backend.normalizer):
-        backend.normalizer = NormalizerSequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+        backend.normalizer = NormalizerSequence(
+            [Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+        )
     return backend.to_str()
 
 
@@ -207,7 +234,8 @@ def _checked_dimension(encoder: TextEncoder, options: LoadOptions, max_tokens: i
     rows_BD = encoder.encode([shortest, longest])
     if rows_BD.ndim != 2 or not np.isfinite(rows_BD).all():
         raise CheckpointError(
-            f"{options.source} gives vectors that are not finite in {options.dtype}; start with --dtype float32 or bfloat16"
+            f"{options.source} gives vectors that are not finite in {options.dtype}; start with --dtype "
+            "float32 or bfloat16"
         )
     return int(rows_BD.shape[1])
 
@@ -231,7 +259,9 @@ def _fingerprint(recipe: Recipe, tokenizer_json: str, dtype: torch.dtype, max_to
     }
     digest.update(json.dumps(described, sort_keys=True).encode())
     folders = {recipe.transformer_folder, *(module.folder for module in recipe.head)}
-    for file in sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors")):
+    for file in sorted(
+        file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors")
+    ):
         for sample in _samples(file):
             digest.update(sample)
     return digest.hexdigest()
@@ -251,12 +281,12 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _weights_progress(on_stage: OnStage) -> Iterator[None]:
+def _weights_progress(on_stage: OnStage) -> Generator[None]:
     """Report transformers' progress bar as a stage instead of printing it."""
 
     class StageBar:
-        def __init__(self, *args: Any, total: int | None = None, **_: Any) -> None:
-            self._items = args[0] if args else None
+        def __init__(self, iterable: Any = None, total: int | None = None, **_: Any) -> None:
+            self._items = iterable if iterable is not None else ()
             self._total = total or (len(self._items) if hasattr(self._items, "__len__") else 0)
             self._done = 0
 
@@ -267,7 +297,7 @@ def _weights_progress(on_stage: OnStage) -> Iterator[None]:
             pass
 
         def __iter__(self) -> Iterator[Any]:
-            for item in self._items or ():
+            for item in self._items:
                 yield item
                 self.update()
 

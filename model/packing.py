@@ -14,12 +14,13 @@ d head size.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ _segments: ContextVar[Segments] = ContextVar("segments")
 
 
 @contextmanager
-def packed(lengths: Sequence[int]) -> Iterator[Segments]:
+def packed(lengths: Sequence[int]) -> Generator[Segments]:
     """Within the block, the registered attention function works on a row of sequences of these lengths."""
     segments = Segments(tuple(lengths))
     token = _segments.set(segments)
@@ -137,8 +138,12 @@ def packed_attention(
             raise PackingUnsupportedError(f"the model's attention uses {name}")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     if _varlen_fits(query_1HTd):
-        return _varlen_attention(query_1HTd, key_1GTd, value_1GTd, segments, scaling, causal, sliding_window), None
-    return _segment_attention(query_1HTd, key_1GTd, value_1GTd, segments, scaling, causal, sliding_window), None
+        return _varlen_attention(
+            query_1HTd, key_1GTd, value_1GTd, segments, scaling, causal, sliding_window
+        ), None
+    return _segment_attention(
+        query_1HTd, key_1GTd, value_1GTd, segments, scaling, causal, sliding_window
+    ), None
 
 
 def _segment_attention(
@@ -172,7 +177,6 @@ def _segment_attention(
 
 def _run_heads(states_THd: Tensor, run: Run) -> Tensor:
     """The run's part of the row as a batch for SDPA: a view ``[count, heads, L, d]``."""
-    _, num_heads, head_dim = states_THd.shape
     return states_THd[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
 
 
@@ -219,7 +223,7 @@ def _varlen_attention(
         states[0].transpose(0, 1) for states in (query_1HTd, key_1GTd, value_1GTd)
     )
     reach = -1 if sliding_window is None else sliding_window - 1
-    options: dict[str, object] = {"scale": scaling, "window_size": (reach, 0 if causal else reach)}
+    options: dict[str, Any] = {"scale": scaling, "window_size": (reach, 0 if causal else reach)}
     group_size = query_THd.shape[1] // key_TGd.shape[1]
     if group_size > 1:
         if "enable_gqa" in _varlen_parameters():

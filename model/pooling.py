@@ -64,5 +64,7 @@ def _pool_one(hidden_LD: Tensor, skip: int, mode: Pooling) -> Tensor:
             return kept_LD.sum(dim=0, dtype=torch.float32) / len(kept_LD) ** 0.5
         case Pooling.WEIGHTED_MEAN:
             # Tokens keep the weight of their place in the whole sequence, prompt or not.
-            weights_L = torch.arange(skip + 1, len(hidden_LD) + 1, device=hidden_LD.device, dtype=torch.float32)
+            weights_L = torch.arange(
+                skip + 1, len(hidden_LD) + 1, device=hidden_LD.device, dtype=torch.float32
+            )
             return weights_L @ kept_LD.float() / weights_L.sum()

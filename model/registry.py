@@ -1,4 +1,4 @@
-"""Which family serves a checkpoint. The first that matches wins, so the particular come before the generic."""
+"""Which family serves a checkpoint. The first match wins, so the particular come before the generic."""
 
 from pathlib import Path
 

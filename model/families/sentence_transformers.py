@@ -56,7 +56,8 @@ def read(folder: Path) -> Recipe:
     folders = [folder / str(module.get("path") or "") for module in modules]
     if kinds[:1] != ["Transformer"] or kinds.count("Transformer") != 1 or kinds.count("Pooling") != 1:
         raise CheckpointError(
-            f"{folder / 'modules.json'} lists {', '.join(kinds) or 'nothing'}; served are checkpoints of one Transformer "
+            f"{folder / 'modules.json'} lists {', '.join(kinds) or 'nothing'}; served are checkpoints of "
+            "one Transformer "
             "first and one Pooling behind it"
         )
     pooling_index = kinds.index("Pooling")
@@ -86,7 +87,8 @@ def _read_plain(folder: Path) -> Recipe:
     generators = [name for name in architectures if "CausalLM" in name or "ConditionalGeneration" in name]
     if generators:
         raise CheckpointError(
-            f"{folder} holds a generator ({generators[0]}) and no modules.json: nothing says how to embed with it; "
+            f"{folder} holds a generator ({generators[0]}) and no modules.json: nothing says how to embed "
+            "with it; "
             "name a checkpoint that was trained for embeddings"
         )
     prompts, default_prompt_name = _prompts(folder)
@@ -107,17 +109,21 @@ def _module_kind(folder: Path, dotted_type: str) -> str:
     package, _, kind = dotted_type.rpartition(".")
     if not package.startswith("sentence_transformers"):
         raise CheckpointError(
-            f"{folder} needs the module {dotted_type}, which is code of the checkpoint's own; such code is never run here"
+            f"{folder} needs the module {dotted_type}, which is code of the checkpoint's own; such code is "
+            "never run here"
         )
     if kind not in _SERVED_MODULES:
         raise CheckpointError(
-            f"{folder} needs the module {dotted_type}, which is not served; served are {', '.join(_SERVED_MODULES)}"
+            f"{folder} needs the module {dotted_type}, which is not served; served are "
+            f"{', '.join(_SERVED_MODULES)}"
         )
     return kind
 
 
 def _transformer_config(folder: Path) -> dict[str, Any]:
-    config = next((c for c in (read_json(folder / name) for name in _TRANSFORMER_CONFIGS) if c is not None), {})
+    config = next(
+        (c for c in (read_json(folder / name) for name in _TRANSFORMER_CONFIGS) if c is not None), {}
+    )
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder}: the transformer module's settings are not an object")
     task = config.get("transformer_task", "feature-extraction")
@@ -126,7 +132,8 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
     modalities = config.get("modality_config") or {"text": {"method": "forward"}}
     if "message" in modalities or modalities.get("text", {}).get("method") != "forward":
         raise CheckpointError(
-            f"{folder} renders its inputs through a chat template (modality_config), which this family does not serve"
+            f"{folder} renders its inputs through a chat template (modality_config), which this family does "
+            "not serve"
         )
     return config
 
@@ -139,9 +146,13 @@ def _pooling_modes(config: dict[str, Any], folder: Path) -> tuple[Pooling, ...]:
         if unknown:
             raise CheckpointError(f"{folder} pools by {unknown[0]!r}; served are {', '.join(Pooling)}")
         return tuple(Pooling(name) for name in names)
-    unknown_keys = [key for key in config if key.startswith("pooling_mode_") and key not in _LEGACY_POOLING_KEYS]
+    unknown_keys = [
+        key for key in config if key.startswith("pooling_mode_") and key not in _LEGACY_POOLING_KEYS
+    ]
     if any(config[key] for key in unknown_keys):
-        raise CheckpointError(f"{folder} pools by {unknown_keys[0]!r}; served are {', '.join(_LEGACY_POOLING_KEYS)}")
+        raise CheckpointError(
+            f"{folder} pools by {unknown_keys[0]!r}; served are {', '.join(_LEGACY_POOLING_KEYS)}"
+        )
     modes = tuple(mode for key, mode in _LEGACY_POOLING_KEYS.items() if config.get(key))
     return modes or (Pooling.MEAN,)
 
@@ -158,7 +169,9 @@ def _head_module(kind: str, folder: Path, *, before_pooling: bool) -> HeadModule
     writes = config.get("module_output_name") or reads
     on_tokens = reads == "token_embeddings"
     if reads != writes or on_tokens != before_pooling:
-        raise CheckpointError(f"{folder} reads {reads!r} and writes {writes!r} at a place where that is not served")
+        raise CheckpointError(
+            f"{folder} reads {reads!r} and writes {writes!r} at a place where that is not served"
+        )
     return HeadModule(kind=HeadKind.DENSE, folder=folder, config=config, on_tokens=on_tokens)
 
 

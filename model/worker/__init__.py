@@ -1,1 +1,16 @@
-"""Where an encoder lives: in this process, or in one of its own."""
+"""Where an encoder lives: in this process, or in one of its own. Importing this never loads torch."""
+
+from model.worker.inline import InlineWorker
+from model.worker.process import Backoff, ProcessWorker, WorkerState
+from model.worker.protocol import LoadOptions, OnStage, Worker, WorkerStatistics
+
+__all__ = [
+    "Backoff",
+    "InlineWorker",
+    "LoadOptions",
+    "OnStage",
+    "ProcessWorker",
+    "Worker",
+    "WorkerState",
+    "WorkerStatistics",
+]

@@ -5,6 +5,7 @@ import os
 import traceback
 from types import TracebackType
 
+_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 _MAX_TEXT_CHARS = 400
 """A CUDA error explains itself over many lines; the first say what happened."""
 
@@ -20,11 +21,8 @@ class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).replace("\n", " | ")
 
-    def formatException(self, ei: object) -> str:  # noqa: N802 - the name is logging's
-        assert isinstance(ei, tuple)
+    def formatException(self, ei: _ExceptionInfo) -> str:
         _, error, trace = ei
-        assert isinstance(error, BaseException)
-        assert trace is None or isinstance(trace, TracebackType)
         frames = traceback.extract_tb(trace)
         path = " > ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in frames)
         return f"{type(error).__name__}: {one_line(str(error))} [{path}]"

@@ -1,0 +1,534 @@
+"""One served model: prepare, queue, run. Joins the batching and the model room, and knows no HTTP.
+
+The engine owns the worker processes, the batcher and the tokeniser pools, from the first download to the
+last drained pass. Inputs go down once (prepare, admit, run), rows come up once, in input order.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from app.devices import Placement, place_workers
+from app.settings import BatchingSettings, Settings
+from batching import (
+    Batcher,
+    CostModel,
+    Lane,
+    Limits,
+    PassReport,
+    RunnerLostError,
+    RunResult,
+    SchedulerStatistics,
+    Shape,
+    WorkItem,
+)
+from model import (
+    Checkpoint,
+    CheckpointError,
+    EmbeddingInput,
+    Features,
+    InputError,
+    ModelInfo,
+    NonFiniteRowError,
+    Preparer,
+    WorkerDiedError,
+    find_checkpoint,
+)
+from model.worker import LoadOptions, OnStage, ProcessWorker, Worker, WorkerStatistics
+
+logger = logging.getLogger(__name__)
+
+READY = "ready"
+RESTARTING = "restarting"
+DRAINING = "draining"
+FAILED = "failed"
+
+# A thread hop costs about what tokenising this much text does (0.1 ms), so less is prepared on the loop.
+_INLINE_CHARS = 1_000
+# Longer requests never use the query lane's tokeniser thread, whatever lane they are in.
+_QUERY_POOL_CHARS = 20_000
+# Inputs tokenised by one call: the call cannot be interrupted, and other requests of its pool wait for it.
+_PREPARE_CHUNK = 64
+
+# Shapes the cost model starts from, in tokens: a short query, and up to a full pass.
+_CALIBRATION_TOKENS = (8, 64, 256, 512)
+
+CPU_PASS_TOKENS = 512
+"""Default pass bound on CPU: a MiniLM core saturates at about 360 tokens."""
+CUDA_PASS_TOKENS = 8_192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """The answer to one request, in input order."""
+
+    rows: npt.NDArray[np.float32]
+    """``[N, D]``."""
+    num_tokens: tuple[int, ...]
+    """Tokens computed for each input."""
+    num_dropped_tokens: tuple[int, ...]
+    """Tokens that truncation took from each input; 0 where it was left whole."""
+    queue_s: float
+    """Longest time that an input of the request waited."""
+    compute_s: float
+    """Device time of the passes that the request's inputs ran in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
+    """How far the engine is."""
+
+    stage: str
+    """Such as ``"downloading 43%"``, ``"ready"``, ``"restarting"``, ``"draining"`` or ``"failed"``."""
+    is_ready: bool
+    """Requests are answered now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """What the engine has done and what waits in it, read at any time."""
+
+    scheduler: SchedulerStatistics
+    limits: Limits
+    """What may wait in each lane, and what one pass may hold."""
+    workers: tuple[WorkerStatistics, ...]
+    num_passes: int
+    num_items: int
+    num_tokens: int
+    device_s: float
+    """Device time of all passes together."""
+
+    @property
+    def mean_pass_items(self) -> float:
+        """Inputs in an average pass; 0 before the first."""
+        return self.num_items / self.num_passes if self.num_passes else 0.0
+
+
+class EngineNotReadyError(Exception):
+    """The model is not ready to answer; the stage says why."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"the model is not ready: {stage}")
+        self.stage = stage
+
+
+class InputRefusedError(Exception):
+    """One input cannot be embedded; ``__cause__`` is the model room's ``InputError``."""
+
+    def __init__(self, index: int, cause: InputError) -> None:
+        super().__init__(str(cause))
+        self.index = index
+        self.__cause__ = cause
+
+
+class RequestTooLargeError(Exception):
+    """The inputs of a request have more tokens together than one request may have."""
+
+    def __init__(self, *, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(f"Requested {num_tokens} tokens, max {max_tokens} tokens per request.")
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
+OpenWorker = Callable[[LoadOptions, int], Worker]
+"""Makes the worker of one slot; the number is the slot's."""
+
+
+@dataclass(slots=True)
+class _Served:
+    """What exists once the model is loaded."""
+
+    info: ModelInfo
+    preparer: Preparer
+    batcher: Batcher
+    limits: Limits
+
+
+@dataclass(slots=True)
+class _Totals:
+    num_passes: int = 0
+    num_items: int = 0
+    num_tokens: int = 0
+    device_s: float = 0.0
+
+    def add(self, report: PassReport) -> None:
+        self.num_passes += 1
+        self.num_items += sum(report.num_entries.values())
+        self.num_tokens += sum(report.num_tokens.values())
+        self.device_s += report.device_s
+
+
+@dataclass(slots=True)
+class _TokeniserPools:
+    """Queries have a thread of their own, so that no document is tokenised before them."""
+
+    query: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tokenise-query"))
+    document: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tokenise-document"))
+
+    def shutdown(self) -> None:
+        self.query.shutdown(wait=False, cancel_futures=True)
+        self.document.shutdown(wait=False, cancel_futures=True)
+
+
+def _tell_nobody(_news: object) -> None:
+    """The listener of those who do not want to know."""
+
+
+class Engine:
+    """Serves one model. Build it, ``start`` it once, ``embed`` any number of times, ``stop`` it once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        open_worker: OpenWorker,
+        on_stage: OnStage = _tell_nobody,
+        on_pass: Callable[[PassReport], None] = _tell_nobody,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._settings = settings
+        self._open_worker = open_worker
+        self._on_stage = on_stage
+        self._on_pass = on_pass
+        self._clock = clock
+        self._stage = "starting"
+        self._checkpoint: Checkpoint | None = None
+        self._workers: list[Worker] = []
+        self._served: _Served | None = None
+        self._totals = _Totals()
+        self._pools = _TokeniserPools()
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        *,
+        on_stage: OnStage = _tell_nobody,
+        on_pass: Callable[[PassReport], None] = _tell_nobody,
+    ) -> "Engine":
+        """An engine whose workers are processes."""
+
+        def open_process(options: LoadOptions, _slot: int) -> Worker:
+            return ProcessWorker(options, pass_timeout_s=settings.model.pass_timeout_s)
+
+        return cls(settings, open_worker=open_process, on_stage=on_stage, on_pass=on_pass)
+
+    def __repr__(self) -> str:
+        return f"<Engine {self._settings.model.model}: {self.state.stage}, {len(self._workers)} workers>"
+
+    # What others may know
+
+    @property
+    def state(self) -> EngineState:
+        """How far the engine is, true at this moment: without a living worker it is not ready."""
+        if self._stage == READY and not any(worker.statistics().is_ready for worker in self._workers):
+            return EngineState(stage=RESTARTING, is_ready=False)
+        return EngineState(stage=self._stage, is_ready=self._stage == READY)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model.
+
+        Raises:
+            EngineNotReadyError: It is not loaded yet.
+        """
+        return self._require_served().info
+
+    @property
+    def served_name(self) -> str:
+        """The name clients use for the model."""
+        if self._settings.model.served_name is not None:
+            return self._settings.model.served_name
+        return self._checkpoint.name if self._checkpoint is not None else self._settings.model.model
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names the checkpoint is known under."""
+        if self._checkpoint is None:
+            return ()
+        known = (self._checkpoint.name, *self._checkpoint.aliases)
+        return tuple(name for name in known if name != self.served_name)
+
+    def statistics(self) -> EngineStatistics:
+        """A snapshot of queues, workers and totals.
+
+        Raises:
+            EngineNotReadyError: The model is not loaded yet.
+        """
+        served = self._require_served()
+        return EngineStatistics(
+            scheduler=served.batcher.statistics(),
+            limits=served.limits,
+            workers=tuple(worker.statistics() for worker in self._workers),
+            num_passes=self._totals.num_passes,
+            num_items=self._totals.num_items,
+            num_tokens=self._totals.num_tokens,
+            device_s=self._totals.device_s,
+        )
+
+    # Life
+
+    async def start(self) -> None:
+        """Fetch, load, calibrate; returns when requests are answered.
+
+        Raises:
+            CheckpointError: The model cannot be had; the message is one line that says what to do.
+        """
+        try:
+            self._served = await self._load()
+        except BaseException:
+            self._enter(FAILED)
+            await self._stop_workers()
+            raise
+        self._enter(READY)
+
+    async def _load(self) -> _Served:
+        model = self._settings.model
+        self._enter("looking for the model")
+        loop = asyncio.get_running_loop()
+
+        def tell_progress(num_done: int, num_bytes: int) -> None:
+            loop.call_soon_threadsafe(self._enter, f"downloading {100 * num_done // max(num_bytes, 1)}%")
+
+        self._checkpoint = await asyncio.to_thread(
+            find_checkpoint,
+            model.model,
+            revision=model.revision,
+            on_progress=tell_progress,
+        )
+        placement = place_workers(device=model.device, dtype=model.dtype, num_workers=model.workers)
+        self._workers = [
+            self._open_worker(self._load_options(self._checkpoint, placement, device), slot)
+            for slot, device in enumerate(placement.devices)
+        ]
+        infos = await self._start_workers()
+        info = infos[0]
+        if any(other.fingerprint != info.fingerprint for other in infos):
+            raise CheckpointError(
+                f"the workers loaded different files from {self._checkpoint.folder}; was it changed while "
+                "loading?"
+            )
+        self._enter("measuring pass times")
+        cost = CostModel()
+        cost.fit(await self._calibrate(info))
+        limits = batching_limits(self._settings, placement, info, cost)
+        batcher = Batcher(
+            [WorkerRunner(worker) for worker in self._workers],
+            limits=limits,
+            cost=cost,
+            name=self.served_name,
+            clock=self._clock,
+            on_pass=self._observe_pass,
+        )
+        preparer = await asyncio.to_thread(Preparer, info)
+        batcher.start()
+        return _Served(info=info, preparer=preparer, batcher=batcher, limits=limits)
+
+    def _load_options(self, checkpoint: Checkpoint, placement: Placement, device: str) -> LoadOptions:
+        return LoadOptions(
+            folder=str(checkpoint.folder),
+            source=checkpoint.name,
+            device=device,
+            dtype=placement.dtype,
+            num_threads=placement.threads_per_worker,
+            max_tokens=self._settings.model.max_tokens,
+            matryoshka_dimensions=self._settings.model.dimensions,
+        )
+
+    async def _start_workers(self) -> list[ModelInfo]:
+        # Only the first tells its stages: the others do the same at the same time.
+        starts = [
+            worker.start(self._enter if slot == 0 else _tell_nobody)
+            for slot, worker in enumerate(self._workers)
+        ]
+        outcomes = await asyncio.gather(*starts, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
+
+    async def _calibrate(self, info: ModelInfo) -> list[tuple[Shape, float]]:
+        """Time a handful of passes on the first worker, after one that is thrown away."""
+        samples: list[tuple[Shape, float]] = []
+        for num_tokens in (_CALIBRATION_TOKENS[-1], *_CALIBRATION_TOKENS):
+            features = calibration_pass(num_tokens, max_tokens=info.max_tokens)
+            result = await self._workers[0].run(features)
+            samples.append((Shape(num_tokens=num_tokens), max(result.device_s, 1e-6)))
+        return samples[1:]
+
+    def drain(self) -> None:
+        """Take nothing new from now on; what is in flight goes on."""
+        self._enter(DRAINING)
+
+    async def stop(self) -> None:
+        """Finish what is in flight within the shutdown time, then end the workers."""
+        self._enter(DRAINING)
+        if self._served is not None:
+            await self._served.batcher.stop(self._settings.server.shutdown_timeout_s)
+        await self._stop_workers()
+        self._pools.shutdown()
+
+    async def _stop_workers(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
+
+    def _enter(self, stage: str) -> None:
+        if stage != self._stage and self._stage not in (DRAINING, FAILED):
+            self._stage = stage
+            self._on_stage(stage)
+
+    def _observe_pass(self, report: PassReport) -> None:
+        self._totals.add(report)
+        self._on_pass(report)
+
+    def _require_served(self) -> _Served:
+        if self._served is None:
+            raise EngineNotReadyError(self._stage)
+        return self._served
+
+    # Work
+
+    async def embed(
+        self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
+    ) -> Embeddings:
+        """Embed the inputs of one request.
+
+        Cancelling the call drops whatever of it still waits.
+
+        Args:
+            inputs: At least one.
+            lane: Where they queue.
+            timeout_s: From now; what has not run by then is not run any more.
+
+        Raises:
+            EngineNotReadyError: The model is still loading, or the engine is draining.
+            InputRefusedError: One input cannot be embedded by this model.
+            RequestTooLargeError: The inputs together have too many tokens.
+            BatchingError: The lane is full, the deadline passed, or an input failed in its pass.
+        """
+        served = self._require_served()
+        if self._stage != READY:
+            raise EngineNotReadyError(self._stage)
+        started_s = self._clock()
+        features = await self._prepare(served.preparer, inputs, lane)
+        num_tokens = sum(one.num_tokens + one.num_dropped_tokens for one in features)
+        if num_tokens > self._settings.limits.max_request_tokens:
+            raise RequestTooLargeError(
+                num_tokens=num_tokens, max_tokens=self._settings.limits.max_request_tokens
+            )
+        outcome = await served.batcher.submit(
+            [WorkItem(payload=one, num_tokens=one.num_tokens) for one in features],
+            lane=lane,
+            timeout_s=None if timeout_s is None else timeout_s - (self._clock() - started_s),
+        )
+        return Embeddings(
+            rows=np.stack([_as_row(result) for result in outcome.results]),
+            num_tokens=tuple(one.num_tokens for one in features),
+            num_dropped_tokens=tuple(one.num_dropped_tokens for one in features),
+            queue_s=outcome.queue_s,
+            compute_s=outcome.device_s,
+        )
+
+    async def _prepare(
+        self, preparer: Preparer, inputs: Sequence[EmbeddingInput], lane: Lane
+    ) -> list[Features]:
+        num_chars = sum(len(one.text or "") for one in inputs)
+        if num_chars <= _INLINE_CHARS:
+            return _accepted(preparer.prepare(inputs), first_index=0)
+        pool = (
+            self._pools.query
+            if lane is Lane.QUERY and num_chars <= _QUERY_POOL_CHARS
+            else self._pools.document
+        )
+        loop = asyncio.get_running_loop()
+        features: list[Features] = []
+        for start in range(0, len(inputs), _PREPARE_CHUNK):
+            chunk = inputs[start : start + _PREPARE_CHUNK]
+            features += _accepted(
+                await loop.run_in_executor(pool, preparer.prepare, chunk), first_index=start
+            )
+        return features
+
+
+class WorkerRunner:
+    """A worker as the batcher knows it: payloads are features, results are rows or errors."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def wait_ready(self) -> None:
+        """Return when a pass may be run."""
+        await self._worker.wait_ready()
+
+    async def run(self, payloads: Sequence[object]) -> RunResult:
+        """Run one pass; a row that is not finite is that entry's error."""
+        try:
+            result = await self._worker.run([_as_features(payload) for payload in payloads])
+        except WorkerDiedError as error:
+            raise RunnerLostError(str(error)) from error
+        bad_rows = frozenset(result.nonfinite_rows)
+        results = [NonFiniteRowError() if index in bad_rows else row for index, row in enumerate(result.rows)]
+        return RunResult(results=results, device_s=result.device_s)
+
+
+def batching_limits(settings: Settings, placement: Placement, info: ModelInfo, cost: CostModel) -> Limits:
+    """The scheduler's limits, from the settings, the device and what passes were measured to take."""
+    batching = settings.batching
+    max_pass_tokens = batching.max_pass_tokens or (CUDA_PASS_TOKENS if placement.is_cuda else CPU_PASS_TOKENS)
+    fill_tokens = batching.fill_tokens or max_pass_tokens // 4
+    pass_s = cost.predict_s(Shape(num_tokens=max_pass_tokens))
+    tokens_per_s = len(placement.devices) * max_pass_tokens / pass_s
+    # A lane takes one full request at the very least, or such a request could never be served.
+    max_waiting_tokens = max(
+        round(batching.max_queue_s * tokens_per_s),
+        settings.limits.max_request_tokens,
+        settings.limits.max_inputs * info.max_tokens,
+    )
+    return Limits(
+        max_pass_tokens=max_pass_tokens,
+        fill_tokens=min(fill_tokens, max_pass_tokens),
+        max_pass_entries=batching.max_batch_size if batching.enable_batching else 1,
+        max_wait_s=batching.max_wait_ms / 1000,
+        shares={Lane.DOCUMENT: batching.document_share, Lane.BATCH: batching.batch_share},
+        max_waiting_entries=_queue_entries(batching),
+        max_waiting_tokens=dict.fromkeys(Lane, max_waiting_tokens),
+    )
+
+
+def _queue_entries(batching: BatchingSettings) -> dict[Lane, int]:
+    return {
+        Lane.QUERY: batching.max_query_queue,
+        Lane.DOCUMENT: batching.max_document_queue,
+        Lane.BATCH: batching.max_batch_queue,
+    }
+
+
+def calibration_pass(num_tokens: int, *, max_tokens: int) -> list[Features]:
+    """A pass of so many tokens in inputs of at most 128, as documents are cut in practice."""
+    longest = min(128, max_tokens)
+    lengths = [longest] * (num_tokens // longest) + ([num_tokens % longest] if num_tokens % longest else [])
+    return [Features(token_ids=np.ones(length, dtype=np.int32)) for length in lengths]
+
+
+def _accepted(prepared: Sequence[Features | InputError], *, first_index: int) -> list[Features]:
+    features: list[Features] = []
+    for index, one in enumerate(prepared, start=first_index):
+        if isinstance(one, InputError):
+            raise InputRefusedError(index, one)
+        features.append(one)
+    return features
+
+
+def _as_features(payload: object) -> Features:
+    assert isinstance(payload, Features)
+    return payload
+
+
+def _as_row(result: object) -> npt.NDArray[np.float32]:
+    return cast(npt.NDArray[np.float32], result)

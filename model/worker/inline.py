@@ -1,0 +1,157 @@
+"""A worker without a process: the encoder in one thread of this one. For tests and for debugging.
+
+It says and raises what ``ProcessWorker`` does, but a crash of the encoder is a crash of everything, and a
+pass that hangs cannot be ended.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from model.errors import CheckpointError, PassFailedError, PassOutOfMemoryError, WorkerDiedError
+from model.types import Features, ModelInfo, PassResult
+from model.worker.logs import one_line
+from model.worker.memory import rss_bytes
+from model.worker.passes import (
+    DEFAULT_LOADER,
+    Encoder,
+    Fault,
+    import_loader,
+    judge,
+    release_memory,
+    run_pass,
+)
+from model.worker.protocol import LoadOptions, OnStage, WorkerStatistics
+
+log = logging.getLogger("laneway.worker")
+
+
+class InlineWorker:
+    """Owns one thread, and the encoder that lives in it."""
+
+    def __init__(self, options: LoadOptions, *, loader: str = DEFAULT_LOADER) -> None:
+        """Describe the worker; ``start`` starts it.
+
+        Args:
+            options: What to load.
+            loader: Import path of the function that loads the encoder.
+        """
+        self._options = options
+        self._loader = loader
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="laneway-worker")
+        self._encoder: Encoder | None = None
+        self._settled = asyncio.Event()
+        """Set when the worker is ready, or stopped."""
+        self._is_stopped = False
+        self._answers: set[asyncio.Future[PassResult]] = set()
+        """Of passes that were handed to the thread."""
+        self._num_passes = 0
+
+    async def start(self, on_stage: OnStage) -> ModelInfo:
+        """Load the model in the thread; returns when the first pass may come.
+
+        Args:
+            on_stage: Told on the event loop what the loading thread is doing.
+
+        Raises:
+            CheckpointError: The model cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+
+        def load() -> Encoder:
+            def pass_stage(text: str) -> None:
+                loop.call_soon_threadsafe(on_stage, text)
+
+            return import_loader(self._loader)(self._options, pass_stage)
+
+        try:
+            encoder = await loop.run_in_executor(self._thread, load)
+        except CheckpointError:
+            await self.stop()
+            raise
+        except Exception as error:
+            await self.stop()
+            raise CheckpointError(
+                one_line(f"cannot load {self._options.source}: {type(error).__name__}: {error}")
+            ) from error
+        self._encoder = encoder
+        self._settled.set()
+        return encoder.info
+
+    async def wait_ready(self) -> None:
+        """Return when the model is loaded; raises ``WorkerDiedError`` once the worker was stopped."""
+        await self._settled.wait()
+        if self._is_stopped:
+            raise WorkerDiedError("the worker was stopped")
+
+    async def run(self, features: Sequence[Features]) -> PassResult:
+        """Run one pass. A second one that comes before the answer waits its turn.
+
+        Raises:
+            WorkerDiedError: The worker was not started, or was stopped.
+            PassOutOfMemoryError: The pass did not fit; a smaller one may.
+            PassFailedError: The encoder raised.
+        """
+        if self._is_stopped or self._encoder is None:
+            raise WorkerDiedError(f"the worker is not ready: {self._state}")
+        loop = asyncio.get_running_loop()
+        answer = loop.run_in_executor(self._thread, _run, self._encoder, self._options.device, features)
+        self._answers.add(answer)
+        try:
+            result = await answer
+        except asyncio.CancelledError:
+            if self._is_stopped:
+                raise WorkerDiedError("the worker was stopped") from None
+            raise
+        finally:
+            self._answers.discard(answer)
+        self._num_passes += 1
+        return result
+
+    async def stop(self) -> None:
+        """End the worker. A pass in flight is abandoned: the thread ends after it."""
+        self._is_stopped = True
+        self._settled.set()
+        for answer in self._answers:
+            answer.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def statistics(self) -> WorkerStatistics:
+        """A snapshot of the worker's state; process and memory are this process's own."""
+        return WorkerStatistics(
+            is_ready=self._state == "ready",
+            pid=os.getpid(),
+            num_restarts=0,
+            num_passes=self._num_passes,
+            rss_bytes=rss_bytes(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<InlineWorker {self._options.source}: {self._state}, {self._num_passes} passes>"
+
+    @property
+    def _state(self) -> str:
+        if self._is_stopped:
+            return "stopped"
+        return "starting" if self._encoder is None else "ready"
+
+
+def _run(encoder: Encoder, device: str, features: Sequence[Features]) -> PassResult:
+    try:
+        return run_pass(encoder, features)
+    except Exception as error:
+        log.exception("a pass of %d inputs failed", len(features))
+        fault, error_type = judge(error, device), type(error).__name__
+    # Outside the block above: the traceback in it holds the tensors of the pass.
+    if fault is Fault.OUT_OF_MEMORY:
+        gc.collect()
+        release_memory(device)
+        raise PassOutOfMemoryError(f"the encoder raised {error_type} in {_describe(features)}")
+    raise PassFailedError(f"the encoder raised {error_type} in {_describe(features)}")
+
+
+def _describe(features: Sequence[Features]) -> str:
+    return f"a pass of {len(features)} inputs and {sum(one.num_tokens for one in features)} tokens"
