@@ -27,6 +27,7 @@ from model.encoder import Backbone, TextEncoder
 from model.errors import CheckpointError
 from model.families.family import HeadKind, Recipe
 from model.head import load_head
+from model.prepack import prepack_linear_layers
 from model.registry import find_family
 from model.types import Features, ModelInfo
 from model.worker.protocol import LoadOptions, OnStage
@@ -52,6 +53,9 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
     tokenizer = _load_tokenizer(recipe)
     with _weights_progress(on_stage):
         transformer = _load_transformer(recipe, config, dtype, options.device)
+    num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    if options.device == "cpu":
+        prepack_linear_layers(transformer, max_bytes=options.max_prepacked_bytes)
     vocab_size = transformer.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocab_size:
         raise CheckpointError(
@@ -79,7 +83,7 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
         dimension=0,
         max_tokens=max_tokens,
         vocab_size=vocab_size,
-        num_parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        num_parameters=num_parameters,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         pooling="+".join(recipe.pooling),

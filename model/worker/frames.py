@@ -71,7 +71,6 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Worker to gateway: the model is loaded, passes may come."""
 
     info: ModelInfo
-    rss_bytes: _Count | None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -89,7 +88,6 @@ class Rows(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     dimension: _Positive
     device_s: _Seconds
     nonfinite_rows: tuple[_Count, ...]
-    rss_bytes: _Count | None
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -98,7 +96,6 @@ class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     pass_id: _Count
     error_type: str
     is_out_of_memory: bool
-    rss_bytes: _Count | None
 
 
 ToWorker = Load | Run | Stop

@@ -11,10 +11,11 @@ _MAX_TEXT_CHARS = 400
 
 
 def configure_logging() -> None:
-    """Send this process's log to stderr, one line a record."""
+    """Send this process's log and warnings to stderr, one line a record."""
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine(f"%(levelname)s worker[{os.getpid()}] %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(True)
 
 
 class _OneLine(logging.Formatter):

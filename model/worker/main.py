@@ -23,7 +23,6 @@ from model.types import Features
 from model.worker import frames
 from model.worker.child import EXIT_DEVICE_LOST, EXIT_LOAD_FAILED, EXIT_PROTOCOL
 from model.worker.logs import configure_logging, one_line
-from model.worker.memory import rss_bytes
 from model.worker.passes import Encoder, Fault, import_loader, judge, release_memory, run_pass
 
 _PR_SET_PDEATHSIG = 1
@@ -83,7 +82,7 @@ def _load(load: frames.Load, gateway: socket.socket) -> Encoder | None:
             message = f"cannot load {load.options.source}: {type(error).__name__}: {error}"
         _send(gateway, frames.LoadFailed(message=one_line(message)))
         return None
-    _send(gateway, frames.Ready(info=encoder.info, rss_bytes=rss_bytes()))
+    _send(gateway, frames.Ready(info=encoder.info))
     return encoder
 
 
@@ -116,7 +115,6 @@ def _answer(
             dimension=result.rows.shape[1],
             device_s=result.device_s,
             nonfinite_rows=result.nonfinite_rows,
-            rss_bytes=rss_bytes(),
         )
         _send(gateway, rows, result.rows.reshape(-1).view(np.uint8).data)
         return True
@@ -133,7 +131,6 @@ def _answer(
             pass_id=pass_id,
             error_type=error_type,
             is_out_of_memory=is_out_of_memory,
-            rss_bytes=rss_bytes(),
         ),
     )
     return True

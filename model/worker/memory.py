@@ -17,17 +17,3 @@ def rss_bytes(pid: int | None = None) -> int | None:
     except OSError:
         return None
     return int(fields[1]) * _PAGE_BYTES
-
-
-def pss_bytes(pid: int | None = None) -> int | None:
-    """Memory of a process, each page divided by the processes that share it: what one worker more costs.
-
-    Args:
-        pid: Which process; this one by default.
-    """
-    try:
-        lines = Path("/proc", str(pid or "self"), "smaps_rollup").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next(line.split()[1] for line in lines if line.startswith("Pss:"))
-    return int(kilobytes) * 1024

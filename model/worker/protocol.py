@@ -25,6 +25,9 @@ class LoadOptions:
     """Lowers the checkpoint's own limit."""
     matryoshka_dimensions: tuple[int, ...] = ()
     """Overrides what is known of the checkpoint."""
+    max_prepacked_bytes: int = 256 * 1024 * 1024
+    """On CPU, linear layers of up to so many bytes together are laid out anew for faster products, which
+    costs each worker a copy of them. Larger ones stay pages of the file, shared by all workers."""
     pad_passes: bool = False
     """Use length-bucketed padding even where packing works (for comparisons)."""
 

@@ -1,0 +1,29 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model import find_checkpoint
+from model.encoder import TextEncoder
+from model.loading import load_encoder
+from model.worker import LoadOptions
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The embedded default's files."""
+    return find_checkpoint("minilm").folder
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_folder: Path) -> TextEncoder:
+    return load(minilm_folder)
+
+
+@pytest.fixture
+def load_from() -> Callable[..., TextEncoder]:
+    return load
+
+
+def load(folder: Path, **options: object) -> TextEncoder:
+    return load_encoder(LoadOptions(folder=str(folder), source=folder.name, **options), lambda _stage: None)

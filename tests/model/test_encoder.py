@@ -1,0 +1,148 @@
+"""The encoder against sentence-transformers itself: same files, same texts, same vectors."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from model import EmbeddingInput, Features, Preparer
+from model.encoder import TextEncoder, padded_buckets
+from tests.model.checkpoints import ARCHITECTURES, CORPUS, build_checkpoint
+
+TOLERANCE = 1e-5
+TEXTS = [*CORPUS, "x", "fox " * 300, "日本語 " * 60, "A [SEP] in the text, and </s> too."]
+
+
+def embed(encoder: TextEncoder, texts: list[str], **fields: object) -> np.ndarray:
+    prepared = Preparer(encoder.info).prepare([EmbeddingInput(text=text, **fields) for text in texts])
+    assert all(isinstance(one, Features) for one in prepared), prepared
+    return encoder.encode(prepared)
+
+
+def reference(folder: Path, texts: list[str], **options: object) -> np.ndarray:
+    return SentenceTransformer(str(folder), device="cpu").encode(texts, **options)
+
+
+def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= TOLERANCE
+    cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert cosines.min() >= 0.99999
+
+
+def test_minilm_gives_sentence_transformers_vectors(minilm: TextEncoder, minilm_folder: Path) -> None:
+    assert minilm.info.is_packed
+    assert (minilm.info.dimension, minilm.info.max_tokens) == (384, 256)
+    assert_same(embed(minilm, TEXTS), reference(minilm_folder, TEXTS))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_every_architecture_and_pooling_gives_sentence_transformers_vectors(
+    architecture: str, pooling: str, tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    folder = build_checkpoint(tmp_path, architecture, pooling=pooling)
+    encoder = load_from(folder)
+    assert encoder.info.is_packed == ARCHITECTURES[architecture].is_packed, encoder.info.packing_note
+    assert_same(embed(encoder, TEXTS), reference(folder, TEXTS))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_input_gets_the_same_vector_alone_and_among_others(
+    architecture: str, tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    """Neighbours in a pass are strangers' texts: they must not leak into each other."""
+    encoder = load_from(build_checkpoint(tmp_path, architecture))
+    texts = TEXTS * 3
+    random.Random(1).shuffle(texts)
+    alone = np.stack([embed(encoder, [text])[0] for text in texts])
+    assert np.abs(embed(encoder, texts) - alone).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")])
+def test_rarer_poolings_and_a_dense_layer_give_sentence_transformers_vectors(
+    pooling: str | tuple[str, ...], tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    folder = build_checkpoint(tmp_path, "bert", pooling=pooling, dense=True, normalize=False)
+    encoder = load_from(folder)
+    assert encoder.info.dimension == 24
+    assert not encoder.info.is_normalized
+    assert_same(embed(encoder, TEXTS), reference(folder, TEXTS))
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "weightedmean"])
+def test_prompts_go_in_front_and_are_pooled_as_the_checkpoint_says(
+    pooling: str, include_prompt: bool, tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    prompts = {"query": "search the river: ", "document": "", "clustering": "group the words: "}
+    folder = build_checkpoint(
+        tmp_path, "bert", pooling=pooling, include_prompt=include_prompt, prompts=prompts
+    )
+    encoder = load_from(folder)
+    assert_same(embed(encoder, TEXTS, prompt_name="query"), reference(folder, TEXTS, prompt_name="query"))
+    assert_same(embed(encoder, TEXTS, prompt_name="document"), reference(folder, TEXTS, prompt=""))
+    assert_same(
+        embed(encoder, TEXTS, prompt_name="clustering"), reference(folder, TEXTS, prompt_name="clustering")
+    )
+    assert_same(embed(encoder, TEXTS, instruction="find: "), reference(folder, TEXTS, prompt="find: "))
+
+
+def test_the_default_prompt_is_used_when_nothing_is_said(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    prompts = {"query": "search the river: ", "all": "embed the words: "}
+    folder = build_checkpoint(tmp_path, "bert", prompts=prompts, default_prompt_name="all")
+    encoder = load_from(folder)
+    assert_same(embed(encoder, TEXTS), reference(folder, TEXTS))
+    # A model without a document prompt takes documents as they are, not with its default prompt.
+    assert_same(embed(encoder, TEXTS, prompt_name="document"), reference(folder, TEXTS, prompt=""))
+
+
+def test_padding_on_request_gives_the_same_vectors(
+    minilm: TextEncoder, minilm_folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    padded = load_from(minilm_folder, pad_passes=True)
+    assert not padded.info.is_packed
+    assert np.abs(embed(padded, TEXTS) - embed(minilm, TEXTS)).max() <= TOLERANCE
+
+
+def test_half_precision_stays_close_to_single(
+    minilm: TextEncoder, minilm_folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    half = load_from(minilm_folder, dtype="bfloat16")
+    rows = embed(half, TEXTS)
+    assert rows.dtype == np.float32
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-6
+    assert (rows * embed(minilm, TEXTS)).sum(1).min() > 0.995
+
+
+def test_the_probe_refuses_an_architecture_that_builds_masks_of_its_own(
+    minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TextEncoder]
+) -> None:
+    """If sequences of a row could see each other, the probe is what stands between that and a client."""
+    monkeypatch.setattr("model.packing._segment_attention", _whole_row_attention)
+    encoder = load_from(minilm_folder)
+    assert not encoder.info.is_packed
+    assert "differs from single by" in encoder.info.packing_note
+    assert_same(embed(encoder, TEXTS), reference(minilm_folder, TEXTS))
+
+
+def _whole_row_attention(query, key, value, _segments, scaling, causal, _window):
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, scale=scaling, is_causal=causal
+    )
+    return attended.transpose(1, 2)
+
+
+@pytest.mark.parametrize("lengths", [[3], [5, 5, 5], [1, 100, 2, 99, 50, 1], list(range(1, 60))])
+def test_padded_buckets_hold_every_sequence_once_and_little_padding(lengths: list[int]) -> None:
+    buckets = list(padded_buckets(lengths))
+    assert sorted(index for bucket in buckets for index in bucket) == list(range(len(lengths)))
+    for bucket in buckets:
+        padded = max(lengths[index] for index in bucket) * len(bucket)
+        assert padded - sum(lengths[index] for index in bucket) <= 0.15 * padded

@@ -1,0 +1,60 @@
+"""Linear layers laid out ahead compute what they computed before, or stay as they are."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.prepack import PrepackedLinear, prepack_linear_layers
+
+
+def small_network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8, bias=False)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 7, 300])
+def test_replaced_layers_give_what_the_plain_ones_gave(dtype: torch.dtype, num_tokens: int) -> None:
+    plain, packed = small_network(dtype), small_network(dtype)
+    assert prepack_linear_layers(packed, max_bytes=10**6) == 2
+    assert isinstance(packed[0], PrepackedLinear)
+    states = torch.randn(1, num_tokens, 32).to(dtype)
+    with torch.inference_mode():
+        tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(packed(states), plain(states), atol=tolerance, rtol=tolerance)
+
+
+def test_a_model_above_the_limit_keeps_its_weights_mapped() -> None:
+    network = small_network()
+    num_bytes = (32 * 64 + 64 * 8) * 4
+    assert prepack_linear_layers(network, max_bytes=num_bytes - 1) == 0
+    assert type(network[0]) is nn.Linear
+    assert prepack_linear_layers(network, max_bytes=num_bytes) == 2
+
+
+def test_a_layer_stays_plain_where_the_private_operator_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_arguments: object) -> None:
+        raise AttributeError("no such operator in this torch")
+
+    monkeypatch.setattr("model.prepack.PrepackedLinear.__init__", missing)
+    network = small_network()
+    assert prepack_linear_layers(network, max_bytes=10**6) == 0
+    assert type(network[0]) is nn.Linear
+
+
+def test_a_layer_stays_plain_where_the_operator_computes_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("model.prepack.PrepackedLinear.forward", lambda _self, states: states[..., :8] * 0)
+    network = nn.Sequential(nn.Linear(32, 8))
+    assert prepack_linear_layers(network, max_bytes=10**6) == 0
+    assert type(network[0]) is nn.Linear
+
+
+def test_a_subclass_of_linear_is_left_alone() -> None:
+    class Doubling(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    network = nn.Sequential(Doubling(8, 8))
+    assert prepack_linear_layers(network, max_bytes=10**6) == 0

