@@ -1,11 +1,13 @@
 """What can go wrong in the batching room.
 
 BatchingError
-├── QueueFullError       the lane holds as much as it may; comes with a wait
-├── DeadlineError        the entry was not worth running any more
-├── EntryFailedError     one entry of a submission failed, by its own fault or by exhausted retries
-├── ShuttingDownError    the batcher is closing
-└── RunnerLostError      raised *by a runner*: it died under a pass, which may be tried again
+├── QueueFullError           the lane holds as much as it may; comes with a wait
+├── SubmissionTooLargeError  the submission alone is more than the lane may hold; waiting is no use
+├── DeadlineError            the deadline passed before there was a result
+├── EntryFailedError         one entry of a submission failed, by its own fault or by exhausted retries
+├── ShuttingDownError        the batcher is closing
+├── NoRunnersError           every runner is gone for good
+└── RunnerLostError          raised *by a runner*: it died under a pass, which may be tried again
 """
 
 from batching.types import Lane
@@ -18,7 +20,9 @@ class BatchingError(Exception):
 class QueueFullError(BatchingError):
     """The lane cannot take the submission: it would hold more than it is allowed to."""
 
-    def __init__(self, lane: Lane, *, what: str, num_waiting: int, limit: int, num_new: int, retry_after_s: float) -> None:
+    def __init__(
+        self, lane: Lane, *, what: str, num_waiting: int, limit: int, num_new: int, retry_after_s: float
+    ) -> None:
         super().__init__(
             f"the {lane} lane is full: {num_waiting} {what} are waiting, {limit} are allowed, "
             f"and the request brings {num_new}"
@@ -43,10 +47,10 @@ class SubmissionTooLargeError(BatchingError):
 
 
 class DeadlineError(BatchingError):
-    """The deadline passed, or would have passed, before the entry could run."""
+    """The deadline passed before there was a result."""
 
     def __init__(self, *, waited_s: float) -> None:
-        super().__init__(f"the deadline passed after {waited_s * 1000:.0f} ms in the queue")
+        super().__init__(f"the deadline passed: there was no result after {waited_s * 1000:.0f} ms")
         self.waited_s = waited_s
 
 
@@ -64,6 +68,14 @@ class ShuttingDownError(BatchingError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
+
+
+class NoRunnersError(BatchingError):
+    """Every runner has ended for good; nothing can run any more. ``__cause__`` is the end of the last one."""
+
+    def __init__(self, num_runners: int) -> None:
+        super().__init__(f"none of the {num_runners} runners is left")
+        self.num_runners = num_runners
 
 
 class RunnerLostError(BatchingError):

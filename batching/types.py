@@ -19,9 +19,38 @@ class Lane(StrEnum):
     """Work without a reader: it runs on what the other lanes leave, and on a small share of its own."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WorkItem:
+    """One input as a caller hands it in."""
+
+    payload: object
+    """What the runner gets; never looked at in this room."""
+    num_tokens: int
+    """What the input costs in a pass; at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"num_tokens is {self.num_tokens}; an input has at least 1 token")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SubmissionOutcome:
+    """What became of the items that were submitted together."""
+
+    results: tuple[object, ...]
+    """One result an item, in the order of the items."""
+    queue_s: float
+    """Longest time that one of the items waited for the pass that answered it."""
+    device_s: float
+    """Device time of the distinct passes that the items were answered by, neighbours' work included."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Entry:
-    """One input on its way through a lane. Compared by identity: two equal texts are two entries."""
+    """One input on its way through a lane. Compared by identity: two equal texts are two entries.
+
+    Whether it waits, runs or is done is known to the scheduler alone.
+    """
 
     payload: object
     """What the runner gets; never looked at in this room."""
@@ -31,11 +60,9 @@ class Entry:
     arrival_s: float
     """When it was admitted, on the clock of the batcher."""
     deadline_s: float | None = None
-    """Not worth running after this moment, on the same clock. ``None``: never stale."""
-    is_cancelled: bool = False
-    """The caller went away; the scheduler drops the entry when it meets it."""
+    """Not worth running from this moment on, on the same clock. ``None``: never stale."""
     num_attempts: int = 0
-    """Passes that held this entry and died under it."""
+    """Runners that died under a pass that held this entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,11 +70,34 @@ class Pass:
     """What runs together on one device, composed when a slot was free."""
 
     entries: tuple[Entry, ...]
+    composed_s: float
+    """When it was composed, on the clock of the batcher."""
+    predicted_s: float
+    """Device time that the cost model expected at that moment."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all entries; a packed pass has no padding."""
         return sum(entry.num_tokens for entry in self.entries)
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """How long the entry that waited longest had waited when the pass was composed."""
+        return self.composed_s - min(entry.arrival_s for entry in self.entries)
+
+    def num_entries_by_lane(self) -> dict[Lane, int]:
+        """Entries of each lane that takes part."""
+        counts: dict[Lane, int] = {}
+        for entry in self.entries:
+            counts[entry.lane] = counts.get(entry.lane, 0) + 1
+        return counts
+
+    def num_tokens_by_lane(self) -> dict[Lane, int]:
+        """Tokens of each lane that takes part."""
+        counts: dict[Lane, int] = {}
+        for entry in self.entries:
+            counts[entry.lane] = counts.get(entry.lane, 0) + entry.num_tokens
+        return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +111,7 @@ class PassReport:
     run_s: float
     """From handing the pass to the runner until its answer was here."""
     device_s: float
-    """What the device spent on it, as the runner measured."""
+    """What the device spent on it, as the runner measured; 0 if the pass failed."""
     predicted_s: float
     """What the cost model said before the pass ran."""
     oldest_wait_s: float

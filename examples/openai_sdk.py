@@ -34,7 +34,6 @@ def cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-for score, text in sorted(
-    ((cosine(query, v), t) for v, t in zip(vectors, documents, strict=True)), reverse=True
-):
+scores = [cosine(query, vector) for vector in vectors]
+for score, text in sorted(zip(scores, documents, strict=True), reverse=True):
     print(f"{score:.3f}  {text}")

@@ -11,6 +11,12 @@ from sentence_transformers import SentenceTransformer
 
 from tests.compat.conftest import RunningServer, assert_same_vectors
 
+# LangChain leaves its asynchronous connections to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 MODEL = "all-MiniLM-L6-v2"
 TEXTS = [
     "Gorillas live in the forests of central Africa.",

@@ -1,0 +1,176 @@
+"""Reading a request's body: one strict pass over the raw bytes, straight into the wire struct.
+
+Litestar's own way decodes to builtins and then converts leniently, which takes ``"dimensions": "12"`` for 12.
+Decoding stays on the event loop: msgspec holds the interpreter lock for the whole call, so a thread would
+free nobody (2 MB of texts take 2.2 ms).
+"""
+
+import functools
+import re
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.dto import AbstractDTO, DTOConfig
+from litestar.dto.data_structures import DTOFieldDefinition
+from litestar.exceptions import InternalServerException
+from litestar.openapi.spec import Reference, Schema
+from litestar.typing import FieldDefinition
+
+from app.errors import ClientGoneError, InvalidRequestError, quoted
+
+T = TypeVar("T")
+
+MAX_NAMED_PARAMS = 16
+"""Unknown parameters that ``x-ignored-params`` names; the rest are only counted."""
+
+
+class StrictJSON(AbstractDTO[T]):
+    """Decodes a body into ``T`` strictly, and shows ``T`` as it is in the OpenAPI document."""
+
+    config = DTOConfig()
+
+    def decode_bytes(self, value: bytes) -> Any:
+        """Decode a body.
+
+        Raises:
+            InvalidRequestError: It is not JSON, or not of the right shape.
+        """
+        return decode_body(value, self.model_type)
+
+    @classmethod
+    def create_for_field_definition(
+        cls, field_definition: FieldDefinition, handler_id: str, backend_cls: Any = None
+    ) -> None:
+        """Build nothing: there is no transfer model between the bytes and ``T``."""
+
+    @classmethod
+    def create_openapi_schema(
+        cls, field_definition: FieldDefinition, handler_id: str, schema_creator: Any
+    ) -> Reference | Schema:
+        """The schema of ``T`` itself."""
+        return schema_creator.for_field_definition(field_definition)
+
+    @classmethod
+    def generate_field_definitions(cls, model_type: type[Any]) -> Generator[DTOFieldDefinition, None, None]:
+        """No fields: see ``create_for_field_definition``."""
+        yield from ()
+
+    @classmethod
+    def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
+        """No nested fields either."""
+        return False
+
+
+class GatewayRequest(Request[Any, Any, Any]):
+    """A request whose body is there, or an error that says why it is not."""
+
+    async def body(self) -> bytes:
+        """Read the whole body, at most ``max_body_bytes`` of it.
+
+        Raises:
+            InvalidRequestError: It is empty.
+            ClientGoneError: The client went away while sending it.
+        """
+        try:
+            body = await super().body()
+        except InternalServerException as error:
+            # What Litestar 2.25 raises for `http.disconnect`; a client that left is no fault of ours.
+            raise ClientGoneError from error
+        if not body:
+            raise InvalidRequestError("The request body is empty; it must be a JSON object.")
+        return body
+
+
+def decode_body(body: bytes, model_type: type[T]) -> T:
+    """Decode a body strictly.
+
+    Raises:
+        InvalidRequestError: With the path of what is wrong in it as ``param``.
+    """
+    try:
+        return _decoder(model_type).decode(body)
+    except msgspec.ValidationError as error:
+        raise _shape_error(str(error)) from None
+    except msgspec.DecodeError as error:
+        what = _uncapitalised(str(error).removeprefix("JSON is malformed: "))
+        raise InvalidRequestError(f"The request body is not valid JSON: {what}.") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"The request body is not valid UTF-8: {error.reason}.") from None
+    except RecursionError:
+        raise InvalidRequestError("The request body is nested too deeply.") from None
+
+
+@functools.cache
+def _decoder(model_type: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(model_type)
+
+
+_keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def ignored_params(body: bytes, model_type: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Name the top-level keys that the struct does not know, in the order the client sent them.
+
+    A second pass, over the keys alone: it costs a third of the first.
+    """
+    return tuple(key for key in _keys_decoder.decode(body) if key not in model_type.__struct_fields__)
+
+
+def ignored_params_header(names: tuple[str, ...]) -> str:
+    """The names as one header value: harmless characters only, and a bounded number of bounded names."""
+    shown = [re.sub(r"[^A-Za-z0-9_.-]", "?", name[:64]) for name in names[:MAX_NAMED_PARAMS]]
+    hidden = len(names) - len(shown)
+    return ", ".join(shown) + (f", and {hidden} more" if hidden else "")
+
+
+# From msgspec's words to OpenAI's --------------------------------------------------------------------------
+
+_PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
+
+_PART_HINT = (
+    "A list of content parts stands for one input only inside an item, as one vector for all of them: "
+    '"input": [{"content": [...]}]. For one vector each, send every part as an item of its own.'
+)
+_MESSAGES_HINT = "Chat messages are not inputs here; send their text."
+HINTS = {
+    "type": _PART_HINT,
+    "image_url": _PART_HINT,
+    "image_base64": _PART_HINT,
+    "role": _MESSAGES_HINT,
+}
+"""What a client probably meant that put such a field straight into an item of ``input``."""
+
+_ELEMENT = re.compile(r"^input(\[\d+\])?$")
+
+
+def _shape_error(text: str) -> InvalidRequestError:
+    """Translate a msgspec message (0.22): its path becomes ``param``, the rest is said in OpenAI's words."""
+    at = _PATH.search(text)
+    what = text[: at.start()] if at else text
+    path = at["path"].lstrip(".") if at else ""
+    if missing := _MISSING.match(what):
+        param = _joined(path, missing["field"])
+        return InvalidRequestError(f"Missing required parameter: {quoted(param)}.", param=param)
+    if unknown := _UNKNOWN.match(what):
+        field = unknown["field"]
+        param = _joined(path, field[:64])
+        hint = HINTS.get(field) if _ELEMENT.match(path) else None
+        message = f"Unknown parameter: {quoted(param)}."
+        return InvalidRequestError(
+            f"{message} {hint}" if hint else message, param=param, code="unknown_field"
+        )
+    if not path:
+        return InvalidRequestError(f"The request body is not as it should be: {_uncapitalised(what)}.")
+    return InvalidRequestError(f"Invalid value for {quoted(path)}: {_uncapitalised(what)}.", param=path)
+
+
+def _joined(path: str, field: str) -> str:
+    return f"{path}.{field}" if path else field
+
+
+def _uncapitalised(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,266 @@
+"""The ``laneway`` program: what its commands are, and what they say and return.
+
+Laws: a mistake of the caller's is one line on standard error and exit code 2, something that failed is one
+line and exit code 1, and neither is ever a traceback. Nothing heavy is imported before a command needs it, so
+that ``laneway --help`` is there at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+from urllib.parse import unquote, urlsplit
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from app.settings import Settings
+from app.sources import Sources, explain
+
+OK = 0
+FAILED = 1
+USAGE = 2
+"""The caller's mistake, as argparse and getopt(1) have it."""
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+HEALTHCHECK_TIMEOUT_S = 5.0
+DISTRIBUTION = "laneway"
+
+_DEFAULTS = Settings()
+_COMMON = Group("Common", sort_key=0)
+
+ModelArgument = Annotated[
+    str | None,
+    Parameter(
+        # Brackets keep it apart from --model, under which name it is one of the settings.
+        name="[MODEL]",
+        show_env_var=False,
+        help="minilm (the embedded default), a local folder, a Hugging Face id, or modelscope:ID.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None, Parameter(group=_COMMON, help="TOML file with settings, by the names of the options below.")
+]
+AllSettings = Annotated[Settings, Parameter(name="*")]
+HiddenSettings = Annotated[Settings, Parameter(name="*", show=False)]
+
+
+class CommandError(Exception):
+    """The command failed. The message is one line for the person who gave it."""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return the exit code."""
+    sources = Sources()
+    app = build_app(sources)
+    try:
+        refuse_foreign_app()
+        code = app(
+            list(argv) or ["--help"], exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except CycloptsError as error:
+        return _complain(explain(error), USAGE)
+    except CommandError as error:
+        return _complain(str(error), FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code if isinstance(code, int) else OK
+
+
+def build_app(sources: Sources) -> App:
+    """The commands over one chain of settings."""
+    app = App(
+        name="laneway",
+        help="An OpenAI-compatible embeddings gateway: search queries stay fast while documents are indexed.",
+        help_epilogue=(
+            "Every option has a twin in the environment (LANEWAY_PORT) and in the TOML file (port). "
+            "Flags win over the environment, the environment over the file."
+        ),
+        version=version,
+        config=sources.chain,
+    )
+    app.command(serve)
+    app.command(_check_command(sources), name="check")
+    app.command(healthcheck)
+    app.command(pull)
+    return app
+
+
+def version() -> str:
+    """The installed version."""
+    return metadata.version(DISTRIBUTION)
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(f"laneway: {message}\n")
+    return code
+
+
+def refuse_foreign_app() -> None:
+    """Make sure that the code that runs is the distribution's own.
+
+    Our top-level package has a plain name. Another distribution with one of the same name overwrites it on
+    installation, and ``python -m`` finds one in the working directory first.
+
+    Raises:
+        CommandError: ``app`` is not where the distribution says.
+    """
+    here = Path(__file__).resolve()
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError as error:
+        raise CommandError(
+            f"{here.parent} runs without being installed; run `make install` first."
+        ) from error
+    if not is_our_file(here, distribution):
+        raise CommandError(
+            f"the package app in {here.parent} is not Laneway's own: another package or folder of that name "
+            "is in its way. Install Laneway in an environment of its own, and start it as `laneway`."
+        )
+
+
+def is_our_file(path: Path, distribution: metadata.Distribution) -> bool:
+    """Whether the distribution installed the file, or is an editable install of the folder that it is in."""
+    name = f"{path.parent.name}/{path.name}"
+    if any(
+        str(file) == name and Path(str(file.locate())).resolve() == path for file in distribution.files or ()
+    ):
+        return True
+    # An editable install is a pointer to a folder (PEP 610).
+    origin: dict[str, object] = json.loads(distribution.read_text("direct_url.json") or "{}")
+    folder = urlsplit(str(origin.get("url", "")))
+    return folder.scheme == "file" and path.is_relative_to(Path(unquote(folder.path)).resolve())
+
+
+# serve -----------------------------------------------------------------------------------------------------
+
+
+def serve(
+    model: ModelArgument = None,
+    /,
+    *,
+    config: ConfigOption = None,
+    settings: AllSettings = _DEFAULTS,
+) -> int:
+    """Serve a model over HTTP.
+
+    The port opens at once; /health/ready turns 200 when the model answers. SIGTERM and Ctrl+C let requests in
+    flight finish, and end the program with exit code 0.
+    """
+    from app.server import BindError, bind_socket
+
+    try:
+        sock = bind_socket(settings.server.host, settings.server.port)
+    except BindError as error:
+        raise CommandError(str(error)) from error
+    from app.launch import launch
+
+    return launch(settings, sock, version=version(), complain=lambda line: _complain(line, FAILED))
+
+
+# check -----------------------------------------------------------------------------------------------------
+
+
+def _check_command(sources: Sources) -> Callable[..., int]:
+    def check(
+        model: ModelArgument = None,
+        /,
+        *,
+        config: ConfigOption = None,
+        settings: AllSettings = _DEFAULTS,
+    ) -> int:
+        """Print the settings as they hold, and where each of them comes from."""
+        resolved = sources.resolved(settings)
+        shown = [(each.name, _as_toml(each.value), each.origin) for each in resolved]
+        widths = [max(len(row[column]) for row in shown) for column in range(2)]
+        for name, value, origin in shown:
+            sys.stdout.write(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}\n")
+        return OK
+
+    return check
+
+
+def _as_toml(value: object) -> str:
+    match value:
+        case None:
+            return "(none)"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f'"{value}"'
+        case tuple():
+            return f"[{', '.join(map(str, value))}]"  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - tuple[int, ...]
+        case _:
+            return str(value)
+
+
+# healthcheck -----------------------------------------------------------------------------------------------
+
+
+def healthcheck(*, config: ConfigOption = None, settings: HiddenSettings = _DEFAULTS) -> int:
+    """Ask the running server whether its model is ready: exit code 0 if so, else 1.
+
+    It takes the options of serve, and reads the same file and environment to find the address.
+    """
+    from app.health import ask_readiness
+
+    answer = ask_readiness(settings.server.host, settings.server.port, timeout_s=HEALTHCHECK_TIMEOUT_S)
+    sys.stdout.write(answer.line + "\n")
+    return OK if answer.is_ready else FAILED
+
+
+# pull ------------------------------------------------------------------------------------------------------
+
+CL100K = "cl100k"
+
+
+def pull(
+    model: ModelArgument = None,
+    /,
+    *,
+    config: ConfigOption = None,
+    settings: HiddenSettings = _DEFAULTS,
+) -> int:
+    """Download a model into the cache, to serve it later without a network.
+
+    "laneway pull cl100k" fetches the vocabulary of OpenAI's token ids, which LangChain sends by default.
+    It takes the options of serve; --revision names a branch, tag or commit.
+    """
+    from app.logs import configure_logging
+
+    configure_logging(settings.server.log_level, settings.server.log_format)
+    path = _pull_cl100k() if settings.model.model == CL100K else _pull_model(settings)
+    sys.stdout.write(f"{path}\n")
+    return OK
+
+
+def _pull_cl100k() -> Path:
+    from app.tokens import VocabularyError, fetch_cl100k
+
+    try:
+        return fetch_cl100k()
+    except VocabularyError as error:
+        raise CommandError(str(error)) from error
+
+
+def _pull_model(settings: Settings) -> Path:
+    from app.console import reporting
+    from model import ModelError, find_checkpoint
+
+    with reporting() as on_stage:
+        try:
+            checkpoint = find_checkpoint(
+                settings.model.model,
+                revision=settings.model.revision,
+                on_progress=lambda done, total: on_stage(f"downloading {100 * done // max(total, 1)}%"),
+            )
+        except ModelError as error:
+            raise CommandError(str(error)) from error
+    return checkpoint.folder

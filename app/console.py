@@ -1,0 +1,188 @@
+"""What a person at the terminal sees while the server comes up: a progress bar, then the banner.
+
+Elsewhere the same facts are log lines, few enough to read: one for each stage, and one every ten seconds
+while a stage goes on.
+"""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.logs import fields
+from app.settings import LimitSettings, ServerSettings
+from model import ModelInfo
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_S = 10.0
+_PERCENT = re.compile(r"\s*(\d{1,3})%$")
+
+
+class StageReporter(Protocol):
+    """Is told each stage of loading, such as ``"downloading 43%"``, from any thread; ends with ``close``."""
+
+    def __call__(self, stage: str, /) -> None:
+        """The stage is now this one."""
+        ...
+
+    def close(self) -> None:
+        """Nothing follows."""
+        ...
+
+
+def split_percent(stage: str) -> tuple[str, int | None]:
+    """``"downloading 43%"`` is ``("downloading", 43)``; a stage without a number has ``None``."""
+    match = _PERCENT.search(stage)
+    return (stage[: match.start()], int(match[1])) if match else (stage, None)
+
+
+class StageLog:
+    """Writes stages to the log."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._name: str | None = None
+        self._logged_s = 0.0
+
+    def __call__(self, stage: str, /) -> None:
+        """Log the stage, if it is new or the last line is old."""
+        name, percent = split_percent(stage)
+        now_s = self._clock()
+        if name == self._name and now_s - self._logged_s < LOG_EVERY_S:
+            return
+        self._name, self._logged_s = name, now_s
+        logger.info("%s", stage, extra=fields(stage=name, percent=percent))
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+class StageBar:
+    """Draws stages as a progress bar that goes away when it is done."""
+
+    def __init__(self) -> None:
+        # Imported here: the command line's help is read without it.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._progress.start()
+
+    def __call__(self, stage: str, /) -> None:
+        """Redraw the bar."""
+        name, percent = split_percent(stage)
+        description = stage if percent is not None else name
+        self._progress.update(
+            self._task,
+            description=description,
+            completed=percent or 0,
+            total=None if percent is None else 100,
+        )
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()
+
+
+@contextmanager
+def reporting() -> Generator[StageReporter]:
+    """A bar where somebody is looking, log lines elsewhere; closed however loading ends."""
+    reporter = StageBar() if sys.stderr.isatty() else StageLog()
+    try:
+        yield reporter
+    finally:
+        reporter.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What is served, and where."""
+
+    url: str
+    """``http://127.0.0.1:8000``: reachable from this machine."""
+    is_public: bool
+    """Other machines can reach it, too."""
+    name: str
+    """What clients call the model."""
+    info: ModelInfo
+    num_workers: int
+    server: ServerSettings
+    limits: LimitSettings
+    version: str
+    ready_after_s: float
+
+
+def announce(serving: Serving) -> None:
+    """Tell that the model is ready: the banner to a terminal, one line to a log."""
+    if sys.stdout.isatty():
+        sys.stdout.write(banner(serving) + "\n")
+        sys.stdout.flush()
+        return
+    info = serving.info
+    logger.info(
+        "ready after %.1f s: %s on %s/v1",
+        serving.ready_after_s,
+        serving.name,
+        serving.url,
+        extra=fields(
+            url=serving.url,
+            model=serving.name,
+            source=info.source,
+            dimension=info.dimension,
+            max_tokens=info.max_tokens,
+            device=info.device,
+            dtype=info.dtype,
+            workers=serving.num_workers,
+            packed=info.is_packed,
+            fingerprint=info.fingerprint,
+        ),
+    )
+
+
+def banner(serving: Serving) -> str:
+    """Everything needed for a first request, ready to paste."""
+    info, url = serving.info, serving.url
+    workers = "1 worker" if serving.num_workers == 1 else f"{serving.num_workers} workers"
+    passes = "packed passes" if info.is_packed else f"padded passes ({info.packing_note})"
+    reach = ", open to other machines" if serving.is_public else ""
+    rows = {
+        "address": f"{url}/v1{reach}",
+        "model": f"{serving.name}: {info.dimension} dimensions, {info.max_tokens:,} tokens an input",
+        "runs on": f"{info.device} in {info.dtype}, {workers}, {passes}",
+        "limits": f"{serving.limits.max_inputs:,} inputs, {serving.limits.max_request_tokens:,} tokens, "
+        f"{serving.server.max_body_bytes / 2**20:g} MiB a request",
+        "docs": f"{url}/docs",
+        "metrics": f"{url}/metrics",
+    }
+    facts = "\n".join(f"  {name:<9}{value}" for name, value in rows.items())
+    return f"""
+Laneway {serving.version} is ready after {serving.ready_after_s:.1f} s.
+
+{facts}
+
+Try it:
+
+  curl {url}/v1/embeddings -H 'content-type: application/json' \\
+    -d '{{"model": "{serving.name}", "input": "Hello, world"}}'
+
+or in Python:
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  client.embeddings.create(model="{serving.name}", input=["Hello, world"])
+
+Ctrl+C stops the server.
+"""

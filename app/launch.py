@@ -1,0 +1,79 @@
+"""Puts the running program together: engine, application, server, console.
+
+Imported by ``laneway serve`` alone, after the port is taken: this is where the heavy imports are.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from app.console import Serving, announce, reporting
+from app.docs import docs_pages
+from app.engine import Engine
+from app.lifecycle import serve_until_stopped
+from app.logs import configure_logging
+from app.main import create_app
+from app.metrics import Metrics
+from app.observe import ObservedApp
+from app.server import url_of
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def launch(
+    settings: Settings, sock: socket.socket, *, version: str, complain: Callable[[str], object]
+) -> int:
+    """Serve on the bound socket until told to stop; returns the exit code."""
+    import uvloop
+
+    configure_logging(settings.server.log_level, settings.server.log_format)
+    url = url_of(sock)
+    logger.info("listening on %s", url)
+    with reporting() as on_stage, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        started_s = time.monotonic()
+        engine = Engine.from_settings(settings, on_stage=on_stage)
+        metrics = Metrics()
+        app = ObservedApp(
+            create_app(engine, settings, metrics=metrics, pages=docs_pages(), version=version), metrics
+        )
+
+        def tell_ready() -> None:
+            on_stage.close()
+            announce(
+                Serving(
+                    url=url,
+                    is_public=is_public(sock),
+                    name=engine.served_name,
+                    info=engine.info,
+                    num_workers=len(engine.statistics().workers),
+                    server=settings.server,
+                    limits=settings.limits,
+                    version=version,
+                    ready_after_s=time.monotonic() - started_s,
+                )
+            )
+
+        def tell_failure(line: str) -> None:
+            on_stage.close()
+            complain(line)
+
+        return runner.run(
+            serve_until_stopped(
+                engine,
+                app,
+                sock,
+                settings.server,
+                observer=metrics,
+                on_ready=tell_ready,
+                on_failure=tell_failure,
+            )
+        )
+
+
+def is_public(sock: socket.socket) -> bool:
+    """Whether other machines can reach the socket."""
+    return not ipaddress.ip_address(sock.getsockname()[0]).is_loopback

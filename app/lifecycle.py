@@ -1,0 +1,104 @@
+"""From an open port to the exit code: the server answers at once, the model loads beside it.
+
+Law: whatever ends first ends the other. A model that cannot be loaded stops the server; a server that is
+told to stop does not wait for a model to load.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from app.observe import ASGIApp, HttpObserver
+from app.server import build_server
+from app.settings import ServerSettings
+from model import ModelError
+
+logger = logging.getLogger(__name__)
+
+OK = 0
+FAILED = 1
+
+
+class Loadable(Protocol):
+    """What loads beside the open port; the engine, as far as it is known here."""
+
+    async def start(self) -> None:
+        """Load; returns when requests can be answered.
+
+        Raises:
+            ModelError: The model cannot be had. The message is one line that says what to do.
+        """
+        ...
+
+    def drain(self) -> None:
+        """Take nothing new; readiness is false from here on."""
+        ...
+
+    async def stop(self) -> None:
+        """End, whatever is still in flight."""
+        ...
+
+
+async def serve_until_stopped(
+    engine: Loadable,
+    app: ASGIApp,
+    sock: socket.socket,
+    settings: ServerSettings,
+    *,
+    observer: HttpObserver,
+    on_ready: Callable[[], None],
+    on_failure: Callable[[str], None],
+) -> int:
+    """Serve until a signal or a failure ends it.
+
+    Args:
+        engine: Loaded beside the server, and stopped after the last answer.
+        app: The whole application.
+        sock: Bound to the address.
+        settings: Timeouts of the connections and of the end.
+        observer: Counts requests.
+        on_ready: Called once the model answers.
+        on_failure: Called with one line if the model cannot be loaded.
+
+    Returns:
+        The exit code: 0 after SIGTERM or SIGINT, 1 if the model could not be loaded.
+    """
+    exit_code = OK
+    loading: asyncio.Task[None] | None = None
+
+    async def load() -> None:
+        nonlocal exit_code
+        try:
+            await engine.start()
+        except ModelError as error:
+            on_failure(str(error))
+        except Exception as error:
+            logger.exception("the model could not be loaded")
+            on_failure(
+                f"The model could not be loaded: {type(error).__name__}. This is a bug; its trace is above."
+            )
+        else:
+            on_ready()
+            return
+        exit_code = FAILED
+        server.should_exit = True
+
+    def begin_loading() -> None:
+        nonlocal loading
+        loading = asyncio.create_task(load())
+
+    server = build_server(
+        app, settings, observer=observer, on_started=begin_loading, on_stopping=engine.drain
+    )
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        if loading is not None:
+            loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loading
+        await engine.stop()
+    return exit_code

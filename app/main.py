@@ -1,0 +1,92 @@
+"""The table of contents of the application.
+
+Law: this file imports everything and decides nothing, and nobody but the CLI imports it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ControllerRouterHandler
+
+from app.bodies import GatewayRequest
+from app.engine import Engine
+from app.errors import answer_exception, refuse_unknown_schema_file
+from app.metrics import Metrics
+from app.routes import embeddings, models, operations, original
+from app.services import Services
+from app.settings import Settings
+from app.tokens import Cl100kVocabulary
+
+Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics | None = None,
+    *,
+    pages: Sequence[ControllerRouterHandler] = (),
+    lifespan: Sequence[Lifespan] = (),
+    version: str = "unknown",
+) -> Litestar:
+    """Build the application around an engine, which need not have been started yet.
+
+    Args:
+        engine: The served model.
+        settings: The resolved configuration.
+        metrics: Where things are counted; the outer layer of the server counts in the same place.
+        pages: Further routes, such as the documentation page.
+        lifespan: What runs around the application, such as starting the engine.
+        version: The version of the program, for the OpenAPI document.
+    """
+    metrics = metrics or Metrics()
+    metrics.watch(engine)
+    services = Services(
+        engine=engine,
+        settings=settings,
+        metrics=metrics,
+        cl100k=Cl100kVocabulary(settings.model.cl100k_path),
+        created_s=int(time.time()),
+    )
+    return Litestar(
+        route_handlers=[
+            embeddings.create_embedding,
+            models.list_models,
+            models.retrieve_model,
+            original.status,
+            original.stats,
+            original.embed_texts,
+            original.similarity,
+            original.embed_images,
+            operations.live,
+            operations.ready,
+            operations.metrics,
+            *pages,
+        ],
+        state=State(services.as_state()),
+        request_class=GatewayRequest,
+        request_max_body_size=settings.server.max_body_bytes,
+        exception_handlers={Exception: answer_exception},
+        lifespan=list(lifespan),
+        openapi_config=OpenAPIConfig(
+            title="Laneway",
+            version=version,
+            description="OpenAI-compatible embeddings that keep queries fast while documents are indexed.",
+            use_handler_docstrings=True,
+            # The document alone: every page that Litestar can render loads its scripts from elsewhere.
+            render_plugins=[JsonRenderPlugin()],
+            openapi_router=Router(
+                "/schema",
+                route_handlers=[],
+                include_in_schema=False,
+                after_request=refuse_unknown_schema_file,
+            ),
+        ),
+        # We log ourselves (app/logs.py); Litestar's default would reconfigure the root logger.
+        logging_config=None,
+    )

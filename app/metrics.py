@@ -1,0 +1,266 @@
+"""Every collector there is, in a registry of its own.
+
+Laws: base units and ``_total`` names; labels come from closed sets (settings, route templates, enums), never
+from what a client wrote; gauges are read from the engine's statistics at scrape time, so they cannot drift
+from what they describe.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from app.engine import Embeddings, Engine, EngineNotReadyError, EngineStatistics
+from batching import Lane, PassReport
+
+LATENCY_BUCKETS_S = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+SIZE_BUCKETS = tuple(float(2**power) for power in range(12))
+"""1 to 2048: inputs of a request, entries of a pass."""
+TOKEN_BUCKETS = tuple(float(2**power) for power in range(3, 16))
+"""8 to 32768: tokens of an input or of a pass."""
+
+disable_created_metrics()  # `_created` series double the text format and tell nothing that rate() needs
+
+
+class Metrics:
+    """Owns the registry and everything that is counted where it happens."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._engine: Engine | None = None
+        self.http_requests = Counter(
+            "laneway_http_requests",
+            "Requests answered. Route is the path template, 'unmatched' where none fits.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self.http_request_duration = Histogram(
+            "laneway_http_request_duration_seconds",
+            "Time from a request's head to the last byte of its answer.",
+            ["route", "status_class"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.requests_in_flight = Gauge(
+            "laneway_requests_in_flight",
+            "Embedding requests between their decoded body and their answer.",
+            registry=self.registry,
+        )
+        self.request_failures = Counter(
+            "laneway_request_failures",
+            "Requests that were answered with an error, by what went wrong.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.request_retries = Counter(
+            "laneway_request_retries",
+            "Requests that an OpenAI SDK sent again, by its own count.",
+            registry=self.registry,
+        )
+        self.items = Counter(
+            "laneway_items", "Inputs embedded.", ["model", "modality", "lane"], registry=self.registry
+        )
+        self.tokens = Counter(
+            "laneway_tokens",
+            "Tokens computed, special tokens and prompts included.",
+            ["model", "modality", "lane"],
+            registry=self.registry,
+        )
+        self.request_items = Histogram(
+            "laneway_request_items",
+            "Inputs of a request.",
+            ["model"],
+            buckets=SIZE_BUCKETS,
+            registry=self.registry,
+        )
+        self.stage_duration = Histogram(
+            "laneway_stage_duration_seconds",
+            "Where a request's time went: the longest wait of its inputs, and the device time of its passes.",
+            ["model", "stage"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.truncated_inputs = Counter(
+            "laneway_truncated_inputs",
+            "Inputs that were cut to what the model reads.",
+            ["model"],
+            registry=self.registry,
+        )
+        self.token_arrays = Counter(
+            "laneway_token_array_requests",
+            "Requests with token arrays, by how they were read or why they were not.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.ignored_params = Counter(
+            "laneway_ignored_params",
+            "Top-level request parameters that are unknown here and were ignored.",
+            registry=self.registry,
+        )
+        self.pass_items = Histogram(
+            "laneway_pass_items", "Inputs in a pass.", ["model"], buckets=SIZE_BUCKETS, registry=self.registry
+        )
+        self.pass_tokens = Histogram(
+            "laneway_pass_tokens",
+            "Tokens in a pass.",
+            ["model"],
+            buckets=TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.pass_device_seconds = Histogram(
+            "laneway_pass_device_seconds",
+            "Device time of a pass.",
+            ["model"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.pass_failures = Counter(
+            "laneway_pass_failures", "Passes that came back without rows.", ["model"], registry=self.registry
+        )
+
+    def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
+        """Count one request; ``app.observe`` calls this for every one."""
+        self.http_requests.labels(route, method, status).inc()
+        self.http_request_duration.labels(route, f"{status // 100}xx").observe(duration_s)
+
+    def observe_embeddings(self, embeddings: Embeddings, *, lane: Lane) -> None:
+        """Count what one request was given."""
+        model = self._model
+        num_truncated = sum(dropped > 0 for dropped in embeddings.num_dropped_tokens)
+        self.items.labels(model, "text", lane).inc(len(embeddings.num_tokens))
+        self.tokens.labels(model, "text", lane).inc(sum(embeddings.num_tokens))
+        self.request_items.labels(model).observe(len(embeddings.num_tokens))
+        self.truncated_inputs.labels(model).inc(num_truncated)
+        self.stage_duration.labels(model, "queue").observe(embeddings.queue_s)
+        self.stage_duration.labels(model, "inference").observe(embeddings.compute_s)
+
+    def observe_pass(self, report: PassReport) -> None:
+        """Count one finished pass; the engine's ``on_pass``."""
+        model = self._model
+        if report.error is not None:
+            self.pass_failures.labels(model).inc()
+            return
+        self.pass_items.labels(model).observe(sum(report.num_entries.values()))
+        self.pass_tokens.labels(model).observe(sum(report.num_tokens.values()))
+        self.pass_device_seconds.labels(model).observe(report.device_s)
+
+    def watch(self, engine: Engine) -> None:
+        """Label everything with this engine's model, and read its state and queues at every scrape."""
+        self._engine = engine
+        self.registry.register(EngineCollector(engine))
+
+    @property
+    def _model(self) -> str:
+        # Asked each time: an engine learns its model's name only when it has found it.
+        return self._engine.served_name if self._engine is not None else ""
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Everything, in the exposition format that the scraper accepts.
+
+        Returns:
+            The text, and its content type.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class EngineCollector(Collector):
+    """Turns an engine's statistics into samples, when they are asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask the engine, which may not have begun to load."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The samples of this moment."""
+        model = self._engine.served_name
+        yield _gauge(
+            "laneway_model_ready",
+            "1 while the model answers requests.",
+            {"model": model},
+            self._engine.state.is_ready,
+        )
+        try:
+            info = self._engine.info
+        except EngineNotReadyError:
+            return
+        facts = {
+            "model": model,
+            "source": info.source,
+            "fingerprint": info.fingerprint,
+            "dtype": info.dtype,
+            "device": info.device,
+            "dimension": str(info.dimension),
+        }
+        yield _gauge("laneway_model_info", "What is served.", facts, 1)
+        statistics = self._engine.statistics()
+        yield from _queue_metrics(statistics, model=model)
+        yield from _worker_metrics(statistics, model=model)
+
+
+def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _queue_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metric]:
+    by_lane = ["model", "lane"]
+    items = GaugeMetricFamily("laneway_queue_items", "Inputs waiting.", labels=by_lane)
+    tokens = GaugeMetricFamily("laneway_queue_tokens", "Tokens of the inputs waiting.", labels=by_lane)
+    age = GaugeMetricFamily(
+        "laneway_queue_oldest_age_seconds", "How long the oldest waiting input has waited.", labels=by_lane
+    )
+    device = CounterMetricFamily(
+        "laneway_lane_device_seconds",
+        "Device time spent on the lane, by its part of each pass.",
+        labels=by_lane,
+    )
+    outcomes = CounterMetricFamily(
+        "laneway_queue_outcomes",
+        "What became of inputs that came to the queue.",
+        labels=[*by_lane, "outcome"],
+    )
+    for lane, state in statistics.scheduler.lanes.items():
+        key = [model, str(lane)]
+        items.add_metric(key, state.num_waiting)
+        tokens.add_metric(key, state.num_waiting_tokens)
+        age.add_metric(key, state.oldest_wait_s)
+        device.add_metric(key, state.device_s)
+        counts = {
+            "done": state.num_done,
+            "failed": state.num_failed,
+            "cancelled": state.num_cancelled,
+            "expired": state.num_expired,
+            "refused": state.num_refused,
+        }
+        for outcome, count in counts.items():
+            outcomes.add_metric([*key, outcome], count)
+    yield from (items, tokens, age, device, outcomes)
+
+
+def _worker_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metric]:
+    by_worker = ["model", "worker"]
+    ready = GaugeMetricFamily("laneway_worker_ready", "1 while the worker takes passes.", labels=by_worker)
+    restarts = CounterMetricFamily(
+        "laneway_worker_restarts", "Times the worker died and was started again.", labels=by_worker
+    )
+    memory = GaugeMetricFamily(
+        "laneway_worker_resident_memory_bytes",
+        "Resident memory of the worker, pages it shares included.",
+        labels=by_worker,
+    )
+    for slot, worker in enumerate(statistics.workers):
+        key = [model, str(slot)]
+        ready.add_metric(key, worker.is_ready)
+        restarts.add_metric(key, worker.num_restarts)
+        if worker.rss_bytes is not None:
+            memory.add_metric(key, worker.rss_bytes)
+    yield from (ready, restarts, memory)

@@ -1,0 +1,204 @@
+"""One plain ASGI layer around the whole application: request ids, access log, counts, last resort.
+
+Litestar runs its middleware per route, so a 404 or a 405 never meets it; this layer meets everything. Laws:
+every response leaves with an ``x-request-id``, every request is counted once and logged once, and neither the
+line nor the label holds anything that a client made up (the route is the template, never the path).
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Protocol
+
+import msgspec
+
+from app.errors import BodyEncodingError, explain
+from app.logs import fields, request_id_var
+from app.wire import ErrorResponse
+from batching import ShuttingDownError
+
+logger = logging.getLogger(__name__)
+
+# ASGI as its specification has it; Litestar's and uvicorn's types name the same dictionaries differently.
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+REQUEST_ID_HEADER = b"x-request-id"
+# Keys in the ASGI scope, which we share with the server below us.
+REQUEST_ID = "laneway.request_id"
+REFUSED_STATUS = "laneway.refused_status"
+"""Set by the server where it answered in the application's place; to the application the client just left."""
+_ALLOWED_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+UNMATCHED_ROUTE = "unmatched"
+# RFC 9110, 9.3, and PATCH (RFC 5789). The parser knows some thirty more, from WebDAV to RTSP.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+# Asked for every few seconds by machines: counted like any other, but a line each would bury the rest.
+_QUIET_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left before its answer. Nobody receives it; it is counted and logged."""
+
+
+class HttpObserver(Protocol):
+    """Who counts requests."""
+
+    def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
+        """One request was answered, or given up by its client."""
+        ...
+
+
+class ObservedApp:
+    """The application with its outermost layer."""
+
+    def __init__(
+        self, app: ASGIApp, observer: HttpObserver, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._app = app
+        self._observer = observer
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection; lifespan passes through untouched."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(self._app, scope, receive, send, self._clock)
+        token = request_id_var.set(exchange.request_id)
+        try:
+            await exchange.run()
+        finally:
+            record(
+                self._observer,
+                route=route_of(scope),
+                method=scope["method"],
+                status=exchange.status,
+                duration_s=exchange.elapsed_s,
+            )
+            request_id_var.reset(token)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, clock: Callable[[], float]
+    ) -> None:
+        self._app = app
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._clock = clock
+        self._started_s = clock()
+        self._client_left = False
+        self._sent_status: int | None = None
+        self._is_complete = False
+        self.request_id = choose_request_id(_header(scope, REQUEST_ID_HEADER))
+        scope[REQUEST_ID] = self.request_id
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._clock() - self._started_s
+
+    @property
+    def status(self) -> int:
+        refused = self._scope.get(REFUSED_STATUS)
+        if refused is not None:
+            return refused
+        if self._sent_status is None:
+            return CLIENT_CLOSED_REQUEST if self._client_left else 500
+        return self._sent_status
+
+    async def run(self) -> None:
+        encoding = _header(self._scope, b"content-encoding")
+        if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+            await self._answer(
+                BodyEncodingError(encoding.decode("latin-1")), (b"accept-encoding", b"identity")
+            )
+            return
+        try:
+            await self._app(self._scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            # Only the server cancels us, when the time for finishing at shutdown is over. The task is
+            # about to end either way; ended normally, its client gets an answer that it may retry.
+            if self._sent_status is not None or self._client_left:
+                raise
+            await self._answer(ShuttingDownError(), (b"connection", b"close"))
+        except Exception as error:
+            logger.exception("%s %s failed", self._scope["method"], route_of(self._scope))
+            if self._sent_status is not None:
+                raise  # half an answer is out: the server has to break the connection
+            await self._answer(error)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._client_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            # What is sent to a client that left is dropped by the server.
+            self._sent_status = CLIENT_CLOSED_REQUEST if self._client_left else message["status"]
+            headers = [pair for pair in message["headers"] if pair[0].lower() != REQUEST_ID_HEADER]
+            headers.append((REQUEST_ID_HEADER, self.request_id.encode()))
+            headers.append((b"openai-processing-ms", str(round(self.elapsed_s * 1000)).encode()))
+            await self._send({**message, "headers": headers})
+            return
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._is_complete = True
+        await self._send(message)
+
+    async def _answer(self, error: Exception, *headers: tuple[bytes, bytes]) -> None:
+        explanation = explain(error)
+        body = msgspec.json.encode(ErrorResponse(explanation.error))
+        own = [(name.encode(), value.encode()) for name, value in explanation.headers.items()]
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": explanation.status,
+                "headers": [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", str(len(body)).encode()),
+                    *own,
+                    *headers,
+                ],
+            }
+        )
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def record(observer: HttpObserver, *, route: str, method: str, status: int, duration_s: float) -> None:
+    """Count one request and write its line."""
+    method = method if method in _METHODS else "other"
+    observer.observe_http(route, method, status, duration_s)
+    logger.log(
+        logging.DEBUG if route in _QUIET_ROUTES else logging.INFO,
+        "%s %s %d %.1f ms",
+        method,
+        route,
+        status,
+        duration_s * 1000,
+        extra=fields(method=method, route=route, status=status, duration_ms=round(duration_s * 1000, 1)),
+    )
+
+
+def choose_request_id(offered: bytes | None) -> str:
+    """The client's own id where it is harmless in headers and logs, else a new one."""
+    if offered is not None and _ALLOWED_REQUEST_ID.fullmatch(offered):
+        return offered.decode()
+    return f"req_{secrets.token_hex(12)}"
+
+
+def route_of(scope: Mapping[str, Any]) -> str:
+    """The path template of the handler that Litestar chose; ``unmatched`` where there was none."""
+    # Litestar writes it into the scope that it shares with us, on a match only.
+    return scope.get("path_template") or UNMATCHED_ROUTE
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)

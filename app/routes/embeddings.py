@@ -1,0 +1,125 @@
+"""``POST /v1/embeddings``: OpenAI's embeddings endpoint."""
+
+from collections.abc import Mapping
+
+from litestar import Response, post
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
+
+from app.bodies import GatewayRequest, StrictJSON, ignored_params, ignored_params_header
+from app.errors import TokenArrayError
+from app.inputs import LANGCHAIN_HINT, EmbeddingRequest, known_names, needs_cl100k, parse, resolve_model
+from app.outputs import embedding_answer
+from app.services import Services, services_of
+from app.serving import embed, rate_limit_headers, timing_headers
+from app.tokens import Cl100k, VocabularyError
+from app.wire import CreateEmbeddingRequest, CreateEmbeddingResponse, ErrorResponse
+
+RESPONSES: dict[int, ResponseSpec] = {
+    status: ResponseSpec(container, description=description, generate_examples=False)
+    for status, container, description in (
+        (200, CreateEmbeddingResponse, "One vector for each input, in input order."),
+        (400, ErrorResponse, "The request is wrong; `param` says where."),
+        (404, ErrorResponse, "The model is not served here."),
+        (408, ErrorResponse, "The deadline passed before there was a result."),
+        (413, ErrorResponse, "The body is too large."),
+        (429, ErrorResponse, "The lane is full; `retry-after-ms` says when to come back."),
+        (500, ErrorResponse, "The server failed."),
+        (503, ErrorResponse, "The model is loading or restarting, or the server is stopping."),
+    )
+}
+
+
+@post(
+    ["/v1/embeddings", "/embeddings"],
+    dto=StrictJSON[CreateEmbeddingRequest],
+    return_dto=None,
+    status_code=200,
+    responses=RESPONSES,
+    summary="Create embeddings",
+    tags=["OpenAI"],
+)
+async def create_embedding(
+    data: JSONBody[CreateEmbeddingRequest], request: GatewayRequest
+) -> Response[bytes]:
+    """Turn each input into a vector that represents it."""
+    services = services_of(request)
+    wanted = await read(data, request.headers, services)
+    embeddings = await embed(request, services, wanted)
+    body = await embedding_answer(
+        embeddings,
+        dimensions=wanted.dimensions,
+        normalize=wanted.normalize,
+        encoding_format=wanted.encoding_format,
+        model=services.engine.served_name,
+    )
+    headers = {
+        **timing_headers(embeddings),
+        **rate_limit_headers(services, wanted.lane, waited_s=embeddings.queue_s),
+    }
+    if wanted.token_encoding is not None:
+        headers["x-token-encoding"] = str(wanted.token_encoding)
+    if ignored := ignored_params(await request.body(), CreateEmbeddingRequest):
+        headers["x-ignored-params"] = ignored_params_header(ignored)
+        services.metrics.ignored_params.inc(len(ignored))
+    return Response(body, media_type="application/json", headers=headers)
+
+
+async def read(
+    data: CreateEmbeddingRequest, headers: Mapping[str, str], services: Services
+) -> EmbeddingRequest:
+    """Parse a request for the served model, and count what its client does.
+
+    Raises:
+        ModelNotFoundError: The model it names is not served.
+        EngineNotReadyError: The model is not loaded yet.
+        InvalidRequestError: The request is wrong.
+    """
+    model_input_type = resolve_model(data.model, served_names(services))
+    info = services.engine.info
+    if headers.get("x-stainless-retry-count", "0") != "0":
+        services.metrics.request_retries.inc()
+    try:
+        wanted = parse(
+            data,
+            headers=headers,
+            model_input_type=model_input_type,
+            info=info,
+            settings=services.settings,
+            cl100k=await vocabulary_for(data, services),
+        )
+    except TokenArrayError as error:
+        services.metrics.token_arrays.labels(error.outcome).inc()
+        raise
+    if wanted.token_encoding is not None:
+        services.metrics.token_arrays.labels(str(wanted.token_encoding)).inc()
+    return wanted
+
+
+async def vocabulary_for(data: CreateEmbeddingRequest, services: Services) -> Cl100k | None:
+    """The cl100k_base vocabulary, if the request needs it.
+
+    Raises:
+        TokenArrayError: It needs it, and there is none; the message says how to provide it.
+    """
+    if not needs_cl100k(data, services.settings.model.token_ids):
+        return None
+    try:
+        return await services.cl100k.get()
+    except VocabularyError as error:
+        raise TokenArrayError(
+            f"Token arrays are read as cl100k_base, but {error}. On the server, run `laneway pull cl100k` "
+            f"or set cl100k_path; or send strings. {LANGCHAIN_HINT}",
+            param="input",
+            code="vocabulary_missing",
+            outcome="vocabulary_missing",
+        ) from error
+
+
+def served_names(services: Services) -> tuple[str, ...]:
+    """Every name the served model answers to, its own first."""
+    return known_names(
+        services.engine.served_name,
+        services.engine.aliases,
+        openai_aliases=services.settings.model.openai_aliases,
+    )

@@ -1,0 +1,78 @@
+"""``GET /v1/models``: what is served, and what one may ask of it."""
+
+from typing import Any
+
+from litestar import Request, get
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath
+
+from app.inputs import resolve_model, suffixed_names
+from app.outputs import dimension_choices
+from app.routes.embeddings import served_names
+from app.services import Services, services_of
+from app.wire import ErrorResponse, Limits, ListModels, Model
+
+
+@get(
+    ["/v1/models", "/models"],
+    summary="List models",
+    tags=["OpenAI"],
+    sync_to_thread=False,
+)
+def list_models(request: Request[Any, Any, Any]) -> ListModels:
+    """The models that answer now: one that still loads is not listed, because clients probe for it here."""
+    services = services_of(request)
+    return ListModels(data=[model_card(services)] if services.engine.state.is_ready else [])
+
+
+@get(
+    ["/v1/models/{model_id:path}", "/models/{model_id:path}"],
+    summary="Retrieve a model",
+    tags=["OpenAI"],
+    responses={
+        404: ResponseSpec(ErrorResponse, description="The model is not served here.", generate_examples=False)
+    },
+    sync_to_thread=False,
+)
+def retrieve_model(model_id: FromPath[str], request: Request[Any, Any, Any]) -> Model:
+    """The model of that name or alias; the answer carries its own name."""
+    services = services_of(request)
+    # A path parameter begins with the slash before it; ids of hub models have one inside.
+    resolve_model(model_id.removeprefix("/"), served_names(services))
+    return model_card(services)
+
+
+def model_card(services: Services) -> Model:
+    """What a client may know of the served model.
+
+    Raises:
+        EngineNotReadyError: It is not loaded yet.
+    """
+    engine, limits = services.engine, services.settings.limits
+    info = engine.info
+    return Model(
+        id=engine.served_name,
+        created=services.created_s,
+        owned_by="laneway",
+        embedding_dim=info.dimension,
+        dimensions=dimension_choices(info.dimension, info.matryoshka_dimensions),
+        max_input_tokens=info.max_tokens,
+        input_modalities=info.modalities,
+        aliases=(*served_names(services)[1:], *suffixed_names(engine.served_name)),
+        prompts=info.prompts,
+        default_prompt_name=info.default_prompt_name,
+        is_normalized=info.is_normalized,
+        fingerprint=info.fingerprint,
+        source=info.source,
+        architecture=info.architecture,
+        dtype=info.dtype,
+        is_packed=info.is_packed,
+        packing_note=info.packing_note,
+        license=info.license,
+        limits=Limits(
+            max_inputs=limits.max_inputs,
+            max_request_tokens=limits.max_request_tokens,
+            max_input_chars=limits.max_input_chars,
+            max_body_bytes=services.settings.server.max_body_bytes,
+        ),
+    )

@@ -1,0 +1,49 @@
+"""What machines ask: is it alive, is it ready, what does it count."""
+
+from typing import Any
+
+from litestar import Request, Response, get
+
+from app.services import services_of
+
+TAGS = ["Operations"]
+
+
+@get(
+    ["/health/live", "/v1/health/live"],
+    summary="Liveness",
+    tags=TAGS,
+    sync_to_thread=False,
+)
+def live() -> dict[str, str]:
+    """The process answers. Says nothing of the model: a restart would not make it load any faster."""
+    return {"status": "alive"}
+
+
+@get(
+    ["/health", "/health/ready", "/v1/health/ready"],
+    summary="Readiness",
+    tags=TAGS,
+    sync_to_thread=False,
+)
+def ready(request: Request[Any, Any, Any]) -> Response[dict[str, str]]:
+    """200 while requests are answered, else 503 with the stage that the model is in."""
+    state = services_of(request).engine.state
+    if state.is_ready:
+        return Response({"status": "ready", "stage": state.stage})
+    return Response(
+        {"status": "unavailable", "stage": state.stage}, status_code=503, headers={"retry-after": "2"}
+    )
+
+
+@get(
+    ["/metrics", "/v1/metrics"],
+    summary="Prometheus metrics",
+    tags=TAGS,
+    sync_to_thread=False,
+)
+def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """Every metric, in Prometheus' text format or in OpenMetrics, as the scraper asks."""
+    text, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
+    # As a header: to a media type of text Litestar appends a second charset.
+    return Response(text, headers={"content-type": content_type})

@@ -1,0 +1,34 @@
+"""What every route needs: built once in ``main.py``, kept in the application's state."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from litestar.connection import ASGIConnection
+
+from app.engine import Engine
+from app.metrics import Metrics
+from app.settings import Settings
+from app.tokens import Cl100kVocabulary
+
+_KEY = "services"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The served model and what stands around it."""
+
+    engine: Engine
+    settings: Settings
+    metrics: Metrics
+    cl100k: Cl100kVocabulary
+    created_s: int
+    """Unix time of the start; ``created`` in the model list."""
+
+    def as_state(self) -> dict[str, object]:
+        """The value for Litestar's application state."""
+        return {_KEY: self}
+
+
+def services_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Services:
+    """The services of the application that a request came to."""
+    return cast("Services", connection.app.state[_KEY])

@@ -1,0 +1,105 @@
+"""One request's way through the engine: watched for its client, counted, named errors.
+
+Law: nobody computes for a client that has gone. Litestar does not cancel a handler when its client leaves, so
+the connection is watched here for as long as the engine works on the request.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from litestar import Request
+from litestar.types import Receive
+
+from app.engine import Embeddings, InputRefusedError
+from app.errors import ClientGoneError, InputFailedError
+from app.inputs import EmbeddingRequest
+from app.services import Services
+from batching import EntryFailedError, Lane
+
+T = TypeVar("T")
+
+
+async def embed(request: Request[Any, Any, Any], services: Services, wanted: EmbeddingRequest) -> Embeddings:
+    """Embed the inputs of a request, for as long as its client is there.
+
+    Raises:
+        ClientGoneError: The client closed the connection; what was still waiting is dropped.
+        InputFailedError: One input was refused or failed; the error carries the client's name for it.
+    """
+    engine, metrics = services.engine, services.metrics
+    work = engine.embed(wanted.inputs, lane=wanted.lane, timeout_s=wanted.timeout_s)
+    try:
+        with metrics.requests_in_flight.track_inprogress():
+            embeddings = await while_connected(request.receive, work)
+    except (InputRefusedError, EntryFailedError) as failure:
+        raise InputFailedError(wanted.params[failure.index], failure) from failure.__cause__
+    metrics.observe_embeddings(embeddings, lane=wanted.lane)
+    return embeddings
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``, and cancel it if the client leaves first. The request's body must have been read.
+
+    Raises:
+        ClientGoneError: The client left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_client_left(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        working.cancel()
+        leaving.cancel()
+        # Both have ended, with whatever they ended in, before the request is answered.
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _client_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def timing_headers(embeddings: Embeddings) -> dict[str, str]:
+    """Where the time went, and how many inputs were cut."""
+    headers = {
+        "x-queue-time-ms": f"{embeddings.queue_s * 1000:.1f}",
+        "x-compute-time-ms": f"{embeddings.compute_s * 1000:.1f}",
+    }
+    if num_truncated := sum(dropped > 0 for dropped in embeddings.num_dropped_tokens):
+        headers["x-truncated-inputs"] = str(num_truncated)
+    return headers
+
+
+def rate_limit_headers(services: Services, lane: Lane, *, waited_s: float) -> dict[str, str]:
+    """How much room the request's lane has, in OpenAI's headers: its "requests" are inputs here.
+
+    The reset is an estimate: what waits now will have gone when it has waited as long as the request at hand,
+    or as its own oldest entry already has.
+    """
+    statistics = services.engine.statistics()
+    state = statistics.scheduler.lanes[lane]
+    max_entries = statistics.limits.max_waiting_entries[lane]
+    max_tokens = statistics.limits.max_waiting_tokens[lane]
+    reset = duration_text(max(waited_s, state.oldest_wait_s) if state.num_waiting else 0.0)
+    return {
+        "x-ratelimit-limit-requests": str(max_entries),
+        "x-ratelimit-remaining-requests": str(max(max_entries - state.num_waiting, 0)),
+        "x-ratelimit-reset-requests": reset,
+        "x-ratelimit-limit-tokens": str(max_tokens),
+        "x-ratelimit-remaining-tokens": str(max(max_tokens - state.num_waiting_tokens, 0)),
+        "x-ratelimit-reset-tokens": reset,
+    }
+
+
+def duration_text(duration_s: float) -> str:
+    """A duration as OpenAI writes it: ``12ms``, ``1.5s``, ``6m0s``."""
+    if duration_s < 1:
+        return f"{round(duration_s * 1000)}ms"
+    if duration_s < 60:
+        return f"{round(duration_s, 1):g}s"
+    minutes, seconds = divmod(round(duration_s), 60)
+    return f"{minutes}m{seconds}s"

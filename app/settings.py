@@ -1,0 +1,240 @@
+"""Every knob of the program, typed, with its unit, its bounds and its default.
+
+One flat name serves in all three places: ``port`` in the TOML file, ``LANEWAY_PORT`` in the environment,
+``--port`` on the command line; later ones win over earlier ones. The groups below exist for the code, which
+is handed only the group that it needs.
+
+A field's bounds stand at the field. They are checked where values are read (``sources.py``), because only
+there it is known which file, variable or flag is to blame.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+_DAY_S = 86_400
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _between(low: float, high: float) -> Parameter:
+    """Both ends are allowed. NaN is not between anything."""
+
+    def check(_: object, value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"It must be between {low:,} and {high:,}.")
+
+    return Parameter(validator=check)
+
+
+def _at_least(low: int) -> Parameter:
+    def check(_: object, value: int | tuple[int, ...] | None) -> None:
+        values = value if isinstance(value, tuple) else (value,)
+        if any(number is not None and number < low for number in values):
+            raise ValueError(f"It must be {low} or more.")
+
+    return Parameter(validator=check)
+
+
+def _duration_s() -> Parameter:
+    def check(_: object, value: float) -> None:
+        if not (math.isfinite(value) and 0 < value <= _DAY_S):
+            raise ValueError(f"It must be more than 0 and at most {_DAY_S:,} seconds.")
+
+    return Parameter(validator=check)
+
+
+def _text(pattern: re.Pattern[str], what: str) -> Parameter:
+    def check(_: object, value: str | None) -> None:
+        if value is not None and not pattern.fullmatch(value):
+            raise ValueError(f"It must be {what}.")
+
+    return Parameter(validator=check)
+
+
+def _choice(name: str) -> Parameter:
+    # cyclopts shows and reads the members' names: lowered, they are the values, as every enum here has them.
+    return Parameter(name=f"--{name}", name_transform=str.lower)
+
+
+_SOME_TEXT = _text(re.compile(r".*\S.*"), "more than white space")
+
+
+class TokenIds(StrEnum):
+    """How an ``input`` that is a token array is understood."""
+
+    CL100K_BASE = "cl100k_base"
+    """Ids of OpenAI's embedding models, which LangChain sends by default: decoded to text."""
+    MODEL = "model"
+    """Ids of the served model's own vocabulary."""
+    REJECT = "reject"
+    """Refused with 400."""
+
+
+class Truncate(StrEnum):
+    """What happens to a text longer than the model reads, unless the request says otherwise."""
+
+    NONE = "none"
+    START = "start"
+    END = "end"
+
+
+class Dtype(StrEnum):
+    """What the model computes in."""
+
+    AUTO = "auto"
+    """float32 on CPU, float16 on CUDA."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class LogLevel(StrEnum):
+    """The least important lines that are still written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    AUTO = "auto"
+    """Human lines on a terminal, JSON elsewhere."""
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The socket and its limits."""
+
+    host: Annotated[str, _SOME_TEXT] = "127.0.0.1"
+    """Address to listen on. ``0.0.0.0`` opens the server to the network."""
+    port: Annotated[int, _between(0, 65_535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+    max_body_bytes: Annotated[int, _at_least(1)] = 64 * 1024 * 1024
+    """Largest request body that is read."""
+    header_timeout_s: Annotated[float, _duration_s()] = 10.0
+    """A client must have sent its whole request head by then."""
+    body_timeout_s: Annotated[float, _duration_s()] = 60.0
+    """A client must have sent its whole body by then, counted from the end of the head."""
+    keep_alive_timeout_s: Annotated[float, _duration_s()] = 75.0
+    """An idle connection is closed after this."""
+    shutdown_timeout_s: Annotated[float, _duration_s()] = 30.0
+    """Requests in flight get this long to finish when the server is told to stop."""
+    log_level: Annotated[LogLevel, _choice("log-level")] = LogLevel.INFO
+    """``debug``, ``info``, ``warning`` or ``error``."""
+    log_format: Annotated[LogFormat, _choice("log-format")] = LogFormat.AUTO
+    """``text``, ``json``, or ``auto``: text on a terminal, JSON elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """Which model is served, and how."""
+
+    model: Annotated[str, _SOME_TEXT] = "minilm"
+    """``minilm`` (the embedded default), a local folder, a Hugging Face id, or ``modelscope:ID``."""
+    served_name: Annotated[str | None, _SOME_TEXT] = None
+    """Name clients use. Default: the model's own."""
+    revision: Annotated[str | None, _SOME_TEXT] = None
+    """Branch, tag or commit of a hub model. Default: the hub's main branch."""
+    openai_aliases: bool = True
+    """Answer to OpenAI's three embedding model names, too."""
+    device: Annotated[str, _text(_DEVICE, '"auto", "cpu", "cuda", or "cuda:" and a number')] = "auto"
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``, ..."""
+    dtype: Annotated[Dtype, _choice("dtype")] = Dtype.AUTO
+    """``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on CPU, float16 on CUDA."""
+    workers: Annotated[int, _between(0, 1_024)] = 0
+    """Worker processes. 0: one for each core on CPU, one on CUDA."""
+    max_tokens: Annotated[int | None, _at_least(1)] = None
+    """Lowers the number of tokens read of an input. Default: the model's own limit."""
+    dimensions: Annotated[
+        tuple[int, ...], _at_least(1), Parameter(negative_iterable=(), show_default=False)
+    ] = ()
+    """Shorter vector sizes that the model was trained for (Matryoshka), for models that do not say so."""
+    truncate: Annotated[Truncate, _choice("truncate")] = Truncate.END
+    """Too long texts: cut at the ``end``, at the ``start``, or refused (``none``)."""
+    token_ids: Annotated[TokenIds, _choice("token-ids")] = TokenIds.CL100K_BASE
+    """How token arrays are read: ``cl100k_base``, ``model``, or ``reject``."""
+    cl100k_path: Annotated[str | None, _SOME_TEXT] = None
+    """File with the cl100k_base vocabulary. Default: found where other packages keep it."""
+    default_input_type: Annotated[str | None, _SOME_TEXT] = None
+    """The prompt used when a request names none. Default: the model's own."""
+    pass_timeout_s: Annotated[float, _duration_s()] = 120.0
+    """A worker that has not answered a pass by then is killed and restarted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingSettings:
+    """Who runs next, and how much at once."""
+
+    enable_batching: bool = True
+    """``false``: every input runs in a pass of its own."""
+    max_batch_size: Annotated[int, _at_least(1)] = 512
+    """Most inputs in one pass."""
+    max_wait_ms: Annotated[float, _between(0, 60_000)] = 0.0
+    """Documents wait up to this long for company when the device is idle. Queries never linger."""
+    max_pass_tokens: Annotated[int, _at_least(0)] = 0
+    """Most tokens in one pass; one longer input runs alone. 0: 512 on CPU, 8192 on CUDA."""
+    fill_tokens: Annotated[int, _at_least(0)] = 0
+    """A pass with queries is filled up with documents to so many tokens. 0: a quarter of max_pass_tokens."""
+    document_share: Annotated[float, _between(0, 1)] = 0.15
+    """Part of the device's time that waiting documents get whatever the queries do."""
+    batch_share: Annotated[float, _between(0, 1)] = 0.05
+    """The same for the batch lane."""
+    max_query_queue: Annotated[int, _at_least(1)] = 2_048
+    """Inputs that may wait in the query lane; more are answered 429."""
+    max_document_queue: Annotated[int, _at_least(1)] = 16_384
+    """Inputs that may wait in the document lane."""
+    max_batch_queue: Annotated[int, _at_least(1)] = 65_536
+    """Inputs that may wait in the batch lane."""
+    max_queue_s: Annotated[float, _duration_s()] = 120.0
+    """A lane takes no more work than the devices do in this time, though always one full request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What one request may hold."""
+
+    max_inputs: Annotated[int, _at_least(1)] = 2_048
+    """Inputs in one request, as OpenAI allows."""
+    max_request_tokens: Annotated[int, _at_least(1)] = 300_000
+    """Tokens of all inputs of one request together, before truncation."""
+    max_input_chars: Annotated[int, _at_least(1)] = 4_000_000
+    """Characters of one input; longer ones are refused before they are tokenised."""
+    request_timeout_s: Annotated[float, _duration_s()] = 600.0
+    """A request that states no deadline of its own gets this one."""
+
+
+def _leave_queries_time(_: object, batching: BatchingSettings) -> None:
+    reserved = batching.document_share + batching.batch_share
+    if reserved >= 1:
+        raise ValueError(
+            f"document_share ({batching.document_share:g}) and batch_share ({batching.batch_share:g}) "
+            "must stay below 1 together, or no time is left for queries."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration, read once at start."""
+
+    server: Annotated[ServerSettings, Parameter(name="*", group=Group("Server", sort_key=1))] = field(
+        default_factory=ServerSettings
+    )
+    model: Annotated[ModelSettings, Parameter(name="*", group=Group("Model", sort_key=2))] = field(
+        default_factory=ModelSettings
+    )
+    batching: Annotated[
+        BatchingSettings,
+        Parameter(name="*", group=Group("Batching", sort_key=3), validator=_leave_queries_time),
+    ] = field(default_factory=BatchingSettings)
+    limits: Annotated[LimitSettings, Parameter(name="*", group=Group("Limits", sort_key=4))] = field(
+        default_factory=LimitSettings
+    )

@@ -1,0 +1,249 @@
+"""What clients send and get, byte for byte.
+
+Law: structs only, named as in OpenAI's OpenAPI document where it names them; no rule that one of them obeys
+is checked here that its type cannot express. Top-level keys that are not listed are ignored (and reported);
+inside an item they are refused, because an image that is dropped in silence is the worst failure there is.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+
+def _shown_as(**schema: Any) -> Meta:
+    """What the OpenAPI document says of a field whose Python type says too little or too much."""
+    return Meta(extra_json_schema={"extra": schema})
+
+
+_NUMBERS = {"type": "array", "items": {"type": "number", "format": "float"}}
+_BASE64 = {"type": "string", "description": "Little-endian float32 values in base64."}
+
+
+# Items of `input` ------------------------------------------------------------------------------------------
+
+
+class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
+    """A content part with text."""
+
+    text: str
+
+
+class ImageURL(Struct, forbid_unknown_fields=True, frozen=True):
+    """Where an image is, in the form of OpenAI's chat messages."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImageURLPart(Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True, frozen=True):
+    """A content part with an image; the plain string is Voyage's and Volcengine's spelling."""
+
+    image_url: str | ImageURL
+
+
+class ImageBase64Part(Struct, tag_field="type", tag="image_base64", forbid_unknown_fields=True, frozen=True):
+    """A content part with an image, as Voyage spells it."""
+
+    image_base64: str
+
+
+class ImagePart(Struct, tag_field="type", tag="image", forbid_unknown_fields=True, frozen=True):
+    """A content part with an image, as Qwen's processors spell it."""
+
+    image: str
+
+
+class InputImagePart(Struct, tag_field="type", tag="input_image", forbid_unknown_fields=True, frozen=True):
+    """A content part with an image, as OpenAI's Responses API spells it."""
+
+    image_url: str
+
+
+Part = TextPart | ImageURLPart | ImageBase64Part | ImagePart | InputImagePart
+
+
+class Item(Struct, forbid_unknown_fields=True, frozen=True):
+    """One thing to embed: ``content``, or ``text`` and ``image``, with settings of its own."""
+
+    content: str | list[Part] | None = None
+    text: str | None = None
+    image: str | None = None
+    instruction: str | None = None
+    input_type: str | None = None
+
+
+# msgspec takes one array type a union (0.22), so an element list is loose here and sorted out in inputs.py:
+# a token array is `list[int]`, a fused input is `list[Part]`.
+Element = str | int | Item | list[int | Part]
+Input = str | Item | list[Element]
+
+
+# Requests --------------------------------------------------------------------------------------------------
+
+
+class CreateEmbeddingRequest(Struct, frozen=True):
+    """The body of ``POST /v1/embeddings``: OpenAI's five fields, and extensions of other servers."""
+
+    model: Annotated[str, Meta(description="Id of the served model, or one of its aliases.")]
+    input: Annotated[
+        Input | msgspec.UnsetType,
+        Meta(
+            description="Required. A text, a list of texts, a token array, a list of token arrays, or items."
+        ),
+    ] = msgspec.UNSET
+    encoding_format: Literal["float", "base64"] | None = None
+    # With `int` alone msgspec takes 5.0 for 5; the float arm is refused in inputs.py.
+    dimensions: Annotated[int | float | None, _shown_as(oneOf=None, type=["integer", "null"], minimum=1)] = (
+        None
+    )
+    user: str | None = None
+
+    input_type: str | None = None
+    task: str | None = None
+    prompt_name: str | None = None
+    instruction: str | None = None
+    modality: str | list[str] | None = None
+    priority: int | str | None = None
+    truncate: bool | str | None = None
+    truncation: bool | str | None = None
+    truncate_prompt_tokens: int | None = None
+    normalize: bool | None = None
+    normalized: bool | None = None
+    timeout_ms: int | float | None = None
+    token_encoding: str | None = None
+    embedding_type: str | list[str] | None = None
+    output_dtype: str | None = None
+    # Looked at only to say that it is not served: whatever it holds, the answer is the same.
+    messages: Annotated[
+        msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")
+    ] = msgspec.UNSET
+
+
+class TextsRequest(Struct, frozen=True):
+    """The body of ``POST /embeddings/text``."""
+
+    texts: list[str]
+    instruction: str | None = None
+
+
+class SimilarityRequest(Struct, frozen=True):
+    """The body of ``POST /similarity``: every text against every text."""
+
+    texts: list[str]
+    instruction: str | None = None
+    images: Annotated[
+        msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")
+    ] = msgspec.UNSET
+
+
+# Answers ---------------------------------------------------------------------------------------------------
+
+
+class Embedding(Struct, frozen=True, kw_only=True):
+    """One vector of an answer."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: Annotated[msgspec.Raw, _shown_as(oneOf=[_NUMBERS, _BASE64])]
+    """Spliced in as it is: a JSON array of float32 numbers, or a string of base64."""
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    """What the prompt tokens were spent on."""
+
+    text_tokens: int
+    image_tokens: int = 0
+    image_count: int = 0
+
+
+class Usage(Struct, frozen=True):
+    """Tokens that the model computed, special tokens and prompt included."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CreateEmbeddingResponse(Struct, frozen=True, kw_only=True):
+    """The answer of ``POST /v1/embeddings``; ``data`` is in input order."""
+
+    object: Literal["list"] = "list"
+    id: str
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class TextsResponse(Struct, frozen=True):
+    """The answer of ``POST /embeddings/text``."""
+
+    embeddings: Annotated[list[msgspec.Raw], _shown_as(items=_NUMBERS)]
+    dimension: int
+
+
+class SimilarityResponse(Struct, frozen=True):
+    """The answer of ``POST /similarity``: cosines, row by row."""
+
+    similarity_matrix: Annotated[list[msgspec.Raw], _shown_as(items=_NUMBERS)]
+    shape: tuple[int, int]
+
+
+class Limits(Struct, frozen=True):
+    """What one request may hold."""
+
+    max_inputs: int
+    max_request_tokens: int
+    max_input_chars: int
+    max_body_bytes: int
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A served model: OpenAI's four fields, and what a client may want to know of it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    embedding_dim: int
+    dimensions: tuple[int, ...]
+    """Every size that ``dimensions`` may ask for, the native one first."""
+    max_input_tokens: int
+    input_modalities: tuple[str, ...]
+    aliases: tuple[str, ...]
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+    is_normalized: bool
+    fingerprint: str
+    """Equal fingerprints: vectors may be compared."""
+    source: str
+    architecture: str
+    dtype: str
+    is_packed: bool
+    packing_note: str
+    """What the probe at load found; where passes are padded, why."""
+    license: str | None
+    limits: Limits
+    capabilities: tuple[str, ...] = ("embeddings",)
+
+
+class ListModels(Struct, frozen=True, kw_only=True):
+    """The answer of ``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Error(Struct, frozen=True):
+    """What went wrong. All four keys are always there, as OpenAI's ``Error`` requires."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(Struct, frozen=True):
+    """The one shape of every failure."""
+
+    error: Error

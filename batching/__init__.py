@@ -1,0 +1,45 @@
+"""Who runs next, and when. Standard library only: no torch, no HTTP, and a clock that is handed in."""
+
+from batching.batcher import Batcher
+from batching.cost import CostModel, Shape
+from batching.errors import (
+    BatchingError,
+    DeadlineError,
+    EntryFailedError,
+    NoRunnersError,
+    QueueFullError,
+    RunnerLostError,
+    ShuttingDownError,
+    SubmissionTooLargeError,
+)
+from batching.limits import Limits
+from batching.runner import Runner, RunResult
+from batching.scheduler import Scheduler
+from batching.statistics import LaneStatistics, SchedulerStatistics
+from batching.types import Entry, Lane, Pass, PassReport, SubmissionOutcome, WorkItem
+
+__all__ = [
+    "Batcher",
+    "BatchingError",
+    "CostModel",
+    "DeadlineError",
+    "Entry",
+    "EntryFailedError",
+    "Lane",
+    "LaneStatistics",
+    "Limits",
+    "NoRunnersError",
+    "Pass",
+    "PassReport",
+    "QueueFullError",
+    "RunResult",
+    "Runner",
+    "RunnerLostError",
+    "Scheduler",
+    "SchedulerStatistics",
+    "Shape",
+    "ShuttingDownError",
+    "SubmissionOutcome",
+    "SubmissionTooLargeError",
+    "WorkItem",
+]

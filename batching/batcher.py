@@ -1,0 +1,355 @@
+"""Hands passes to runners, and each result to the caller who waits for it. Decides nothing.
+
+The law of this file: every entry that was accepted ends in a result or in an exception. A submission is
+one future; it is settled by the last result, the first failure, a deadline, or the end of the batcher,
+and settling it gives up whatever of it still waits.
+
+Each slot is one task that asks the scheduler for a pass when its runner is ready for one, so nothing is
+committed to a busy device, and what comes in meanwhile still joins the next pass. Slots without work
+wait for one event; one timer, at the scheduler's next moment, stands for all deadlines and lingers.
+
+A second pass that is composed ahead of time, or a pass that makes room for queries between two layers,
+would change how a slot takes and runs a pass. Callers would not notice.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+from batching.cost import CostModel
+from batching.errors import (
+    DeadlineError,
+    EntryFailedError,
+    NoRunnersError,
+    RunnerLostError,
+    ShuttingDownError,
+)
+from batching.limits import Limits
+from batching.runner import Runner, RunResult
+from batching.scheduler import Scheduler
+from batching.statistics import SchedulerStatistics
+from batching.types import Entry, Lane, Pass, PassReport, SubmissionOutcome, WorkItem
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Submission:
+    """Items that came together, and what is there of their outcome so far."""
+
+    entries: Sequence[Entry]
+    outcome: asyncio.Future[SubmissionOutcome]
+    results: dict[Entry, object] = field(default_factory=dict)
+    queue_s: float = 0.0
+    device_s: float = 0.0
+
+
+class Batcher:
+    """Owns the scheduler, one task a runner, and the futures of all callers.
+
+    Everything happens on the event loop that ``start`` was called on. Submissions may come before
+    ``start``; they wait.
+    """
+
+    def __init__(
+        self,
+        runners: Sequence[Runner],
+        *,
+        limits: Limits,
+        cost: CostModel | None = None,
+        name: str = "batcher",
+        clock: Callable[[], float] = time.monotonic,
+        on_pass: Callable[[PassReport], None] | None = None,
+    ) -> None:
+        """Wire up a batcher that does not run yet.
+
+        Args:
+            runners: One for each slot; all of them compute the same thing.
+            limits: Bounds of passes and queues.
+            cost: What passes cost, as far as it is known; it goes on learning from each pass.
+            name: Appears in logs and in ``repr``.
+            clock: Monotonic seconds, at the pace of the event loop's own clock.
+            on_pass: Told of every pass that came back, with or without results.
+
+        Raises:
+            ValueError: There is no runner.
+        """
+        if not runners:
+            raise ValueError("a batcher needs at least one runner")
+        self._runners = tuple(runners)
+        self._scheduler = Scheduler(limits, cost=cost or CostModel(), num_slots=len(self._runners))
+        self._name = name
+        self._clock = clock
+        self._on_pass = on_pass
+        self._owners: dict[Entry, _Submission] = {}
+        self._slots: list[asyncio.Task[None]] = []
+        self._running: dict[int, Pass] = {}
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = inf
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+        self._is_closing = False
+        self._last_end: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to serve: one task for each runner."""
+        assert not self._slots, "a batcher is started once"
+        for slot, runner in enumerate(self._runners):
+            task = asyncio.create_task(self._serve_slot(slot, runner), name=f"{self._name} slot {slot}")
+            task.add_done_callback(self._on_slot_ended)
+            self._slots.append(task)
+
+    async def submit(
+        self, items: Sequence[WorkItem], *, lane: Lane, timeout_s: float | None = None
+    ) -> SubmissionOutcome:
+        """Run the items, in as many passes as that takes, and return when the last one has its result.
+
+        If this call is cancelled, what still waits is given up at once, and what runs is computed for
+        nobody.
+
+        Args:
+            items: What to run. All of it is admitted, or nothing.
+            lane: Where it waits.
+            timeout_s: When it is not worth having any more, from now. ``None``: always worth having.
+
+        Raises:
+            SubmissionTooLargeError: The lane cannot hold so much even when it is empty.
+            QueueFullError: The lane cannot hold so much now.
+            DeadlineError: The time-out came first.
+            EntryFailedError: An item failed; the others are given up.
+            ShuttingDownError: The batcher is closing, or closed before the items had run.
+            NoRunnersError: There is no runner left that could ever run them.
+        """
+        if self._is_closing:
+            raise ShuttingDownError
+        if self._last_end is not None:
+            raise self._no_runners()
+        now_s = self._clock()
+        deadline_s = None if timeout_s is None else now_s + timeout_s
+        entries = tuple(
+            Entry(
+                payload=item.payload,
+                lane=lane,
+                num_tokens=item.num_tokens,
+                arrival_s=now_s,
+                deadline_s=deadline_s,
+            )
+            for item in items
+        )
+        if not entries:
+            return SubmissionOutcome(results=(), queue_s=0.0, device_s=0.0)
+        self._scheduler.admit(entries, now_s)
+        submission = _Submission(entries=entries, outcome=asyncio.get_running_loop().create_future())
+        self._owners.update(dict.fromkeys(entries, submission))
+        self._is_empty.clear()
+        self._look_ahead()
+        self._notify()
+        try:
+            return await submission.outcome
+        finally:
+            self._release(submission)
+            if not submission.outcome.cancelled():
+                # Looked at, or a failure that met a cancelled caller would be logged as one that got lost.
+                submission.outcome.exception()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take nothing new, finish what is there within ``drain_s``, give up the rest, end all tasks.
+
+        What is given up gets ``ShuttingDownError``. The runners themselves are left to their owner.
+        """
+        self._is_closing = True
+        self._scheduler.stop_lingering()
+        self._notify()
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._is_empty.wait()
+        except TimeoutError:
+            _logger.warning("%s: %d entries are given up at shutdown", self._name, len(self._owners))
+        finally:
+            self._fail_all(ShuttingDownError)
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in self._slots:
+                task.cancel()
+        await asyncio.gather(*self._slots, return_exceptions=True)
+        for left in self._running.values():
+            self._scheduler.retry(left, is_runner_lost=True)  # Takes it off the books; nobody waits for it.
+        self._running.clear()
+
+    def statistics(self) -> SchedulerStatistics:
+        """A snapshot of the lanes and of what runs."""
+        return self._scheduler.statistics(self._clock())
+
+    def __repr__(self) -> str:
+        busy = f"{len(self._running)} of {len(self._runners)} slots busy"
+        return f"<Batcher {self._name}, {busy}: {self._scheduler!r}>"
+
+    # A slot's life.
+
+    async def _serve_slot(self, slot: int, runner: Runner) -> None:
+        while True:
+            composed = await self._take_pass(runner)
+            self._running[slot] = composed
+            started_s = self._clock()
+            outcome = await _attempt(runner, composed)
+            run_s = self._clock() - started_s
+            del self._running[slot]
+            if isinstance(outcome, RunResult):
+                self._deliver(composed, outcome)
+            else:
+                self._try_again(composed, outcome)
+            self._report(slot, composed, run_s, outcome)
+
+    async def _take_pass(self, runner: Runner) -> Pass:
+        while True:
+            await runner.wait_ready()
+            # From here to the return nothing is awaited: the runner is ready for what is taken.
+            composed = self._scheduler.next_pass(self._clock())
+            self._look_ahead()
+            if composed is not None:
+                return composed
+            await self._wake.wait()
+
+    def _report(self, slot: int, composed: Pass, run_s: float, outcome: RunResult | Exception) -> None:
+        if self._on_pass is None:
+            return
+        has_run = isinstance(outcome, RunResult)
+        report = PassReport(
+            slot=slot,
+            num_entries=composed.num_entries_by_lane(),
+            num_tokens=composed.num_tokens_by_lane(),
+            run_s=run_s,
+            device_s=outcome.device_s if has_run else 0.0,
+            predicted_s=composed.predicted_s,
+            oldest_wait_s=composed.oldest_wait_s,
+            error=None if has_run else type(outcome).__name__,
+        )
+        try:
+            self._on_pass(report)
+        except Exception:
+            # Whoever only watches must not be able to end a slot.
+            _logger.exception("%s: the observer of passes raised", self._name)
+
+    def _on_slot_ended(self, task: asyncio.Task[None]) -> None:
+        """Answer for a slot whose runner will never be ready again."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _logger.error("%s has ended", task.get_name(), exc_info=error)
+        if (left := self._running.pop(self._slots.index(task), None)) is not None:
+            self._try_again(left, RunnerLostError(f"{task.get_name()} ended under the pass"))
+        if all(slot.done() for slot in self._slots):
+            self._last_end = error
+            self._fail_all(self._no_runners)
+
+    # Outcomes.
+
+    def _deliver(self, done: Pass, result: RunResult) -> None:
+        outcomes = dict(zip(done.entries, result.results, strict=True))
+        failed = [entry for entry, outcome in outcomes.items() if isinstance(outcome, Exception)]
+        self._scheduler.finish(done, device_s=result.device_s, failed=failed)
+        for submission in {self._owners[entry] for entry in done.entries if entry in self._owners}:
+            submission.device_s += result.device_s
+        for entry, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                self._fail_entry(entry, outcome)
+            elif (submission := self._owners.pop(entry, None)) is not None:
+                submission.results[entry] = outcome
+                submission.queue_s = max(submission.queue_s, done.composed_s - entry.arrival_s)
+                self._settle_if_whole(submission)
+
+    def _try_again(self, composed: Pass, error: Exception) -> None:
+        given_up = self._scheduler.retry(composed, is_runner_lost=isinstance(error, RunnerLostError))
+        for entry in given_up:
+            self._fail_entry(entry, error)
+        self._notify()
+
+    def _settle_if_whole(self, submission: _Submission) -> None:
+        if len(submission.results) < len(submission.entries):
+            return
+        if not submission.outcome.done():
+            submission.outcome.set_result(
+                SubmissionOutcome(
+                    results=tuple(submission.results[entry] for entry in submission.entries),
+                    queue_s=submission.queue_s,
+                    device_s=submission.device_s,
+                )
+            )
+        self._release(submission)
+
+    def _fail_entry(self, entry: Entry, cause: Exception) -> None:
+        if (submission := self._owners.get(entry)) is not None:
+            self._fail(submission, EntryFailedError(submission.entries.index(entry), cause))
+
+    def _fail_all(self, make_error: Callable[[], Exception]) -> None:
+        for submission in dict.fromkeys(self._owners.values()):
+            self._fail(submission, make_error())
+
+    def _fail(self, submission: _Submission, error: Exception) -> None:
+        if not submission.outcome.done():
+            submission.outcome.set_exception(error)
+        self._release(submission)
+
+    def _release(self, submission: _Submission) -> None:
+        """Give up whatever of the submission is still on its way."""
+        for entry in submission.entries:
+            if self._owners.pop(entry, None) is not None:
+                self._scheduler.cancel(entry)
+        if not self._owners:
+            self._is_empty.set()
+
+    def _no_runners(self) -> NoRunnersError:
+        error = NoRunnersError(len(self._runners))
+        error.__cause__ = self._last_end
+        return error
+
+    # Waking up.
+
+    def _notify(self) -> None:
+        """Let every slot that waits look for a pass."""
+        # Set and cleared at once: whoever waits now is woken, whoever comes later has just looked.
+        self._wake.set()
+        self._wake.clear()
+
+    def _look_ahead(self) -> None:
+        """Answer those whose deadline has come, and wake up again at the scheduler's next moment."""
+        now_s = self._clock()
+        for entry in self._scheduler.expire(now_s):
+            if (submission := self._owners.get(entry)) is not None:
+                self._fail(submission, DeadlineError(waited_s=now_s - entry.arrival_s))
+        moment_s = self._scheduler.next_event_s(now_s)
+        if moment_s is None or moment_s >= self._timer_s:
+            return  # A timer that fires too early only looks again.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = moment_s
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, moment_s - now_s), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_s = None, inf
+        self._look_ahead()
+        self._notify()
+
+
+async def _attempt(runner: Runner, composed: Pass) -> RunResult | Exception:
+    """Run a pass; what goes wrong is returned, so that it ends at the callers and not in the slot."""
+    try:
+        result = await runner.run([entry.payload for entry in composed.entries])
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Not ours: the runner cancelled something of its own under the pass.
+        lost = RunnerLostError("the runner cancelled the pass")
+        lost.__cause__ = error
+        return lost
+    except Exception as error:
+        return error
+    if len(result.results) != len(composed.entries):
+        return ValueError(
+            f"the runner gave {len(result.results)} results for {len(composed.entries)} payloads"
+        )
+    return result

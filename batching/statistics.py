@@ -1,0 +1,50 @@
+"""Snapshots of the scheduler: plain facts for whoever exports them."""
+
+from dataclasses import dataclass
+
+from batching.types import Lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStatistics:
+    """A snapshot of one lane.
+
+    Nothing is lost: ``num_admitted`` is the sum of ``num_waiting``, ``num_running``, ``num_done``,
+    ``num_failed``, ``num_cancelled`` and ``num_expired``.
+    """
+
+    num_waiting: int
+    """Entries in the queue now."""
+    num_waiting_tokens: int
+    """Their tokens."""
+    oldest_wait_s: float
+    """How long the one that has waited longest has been here; 0 if nothing waits."""
+    num_running: int
+    """Entries in passes that run now, without those that nobody waits for any more."""
+    num_admitted: int
+    """Entries taken in since the start."""
+    num_refused: int
+    """Entries turned away because the lane was full."""
+    num_done: int
+    """Entries that got a result."""
+    num_failed: int
+    """Entries given up: by their own fault, or after their last retry."""
+    num_cancelled: int
+    """Entries whose caller went away first."""
+    num_expired: int
+    """Entries whose deadline came first."""
+    device_s: float
+    """Device time spent on the lane: its part of each pass, by tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """A snapshot of the scheduler."""
+
+    lanes: dict[Lane, LaneStatistics]
+    num_running_passes: int
+    """Passes out on runners now."""
+    num_passes: int
+    """Passes that came back with results since the start."""
+    num_failed_passes: int
+    """Passes that came back with none: the runner died, or the model raised."""

@@ -1,0 +1,286 @@
+"""Whatever a client sends, it gets a 4xx in the envelope, and the next request is served."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.wire import CreateEmbeddingRequest
+from tests.app.fakes import Gateway, with_settings
+
+
+def body(fragment: str) -> bytes:
+    """A request whose ``input`` is the given JSON text."""
+    return b'{"model": "tiny", "input": ' + fragment.encode("utf-8", "surrogatepass") + b"}"
+
+
+NOT_JSON = "The request body is not valid JSON: "
+
+BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
+    "empty": (b"", "The request body is empty; it must be a JSON object.", None),
+    "truncated": (b'{"model": "tiny"', NOT_JSON + "input data was truncated.", None),
+    "truncated in a string": (b'{"model": "ti', NOT_JSON + "input data was truncated.", None),
+    "byte order mark": (
+        b'\xef\xbb\xbf{"model": "tiny", "input": "a"}',
+        NOT_JSON + "invalid character (byte 0).",
+        None,
+    ),
+    "trailing junk": (
+        body('"a"') + b" x",
+        NOT_JSON + "trailing characters (byte 33).",
+        None,
+    ),
+    "gzip": (b"\x1f\x8b\x08\x00", NOT_JSON + "invalid character (byte 0).", None),
+    "NaN": (body("[NaN]"), NOT_JSON + "invalid character (byte 28).", None),
+    "lone surrogate": (
+        body('"\\ud800 and more"'),
+        NOT_JSON + "unexpected end of escaped utf-16 surrogate pair (byte 34).",
+        None,
+    ),
+    "null": (b"null", "The request body is not as it should be: expected `object`, got `null`.", None),
+    "list": (b"[]", "The request body is not as it should be: expected `object`, got `array`.", None),
+    "string": (b'"a"', "The request body is not as it should be: expected `object`, got `str`.", None),
+    "nested 100,000 deep": (
+        body("[" * 100_000 + "]" * 100_000),
+        "Invalid value for 'input[0][0]': expected `int | object`, got `array`.",
+        "input[0][0]",
+    ),
+    "nested 100,000 deep in an unknown field": (
+        b'{"model": "tiny", "input": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "The request body is nested too deeply.",
+        None,
+    ),
+    "invalid UTF-8": (
+        b'{"model": "tiny", "input": "\xff\xfe"}',
+        "The request body is not valid UTF-8: invalid start byte.",
+        None,
+    ),
+    "surrogate as UTF-8": (
+        body('"\ud800"'),
+        "The request body is not valid UTF-8: invalid continuation byte.",
+        None,
+    ),
+    "1e400": (body("[1e400]"), "Invalid value for 'input[0]': number out of range.", "input[0]"),
+    "a 5000-digit number": (
+        body("[" + "9" * 5000 + "]"),
+        "Invalid value for 'input[0]': integer value out of range.",
+        "input[0]",
+    ),
+    "no model": (b'{"input": "a"}', "Missing required parameter: 'model'.", "model"),
+    "no input": (b'{"model": "tiny"}', "Missing required parameter: 'input'.", "input"),
+    "input null": (
+        body("null"),
+        "Invalid value for 'input': expected `str | object | array`, got `null`.",
+        "input",
+    ),
+    "input a number": (
+        body("5"),
+        "Invalid value for 'input': expected `str | object | array`, got `int`.",
+        "input",
+    ),
+    "input of booleans": (
+        body("[true]"),
+        "Invalid value for 'input[0]': expected `int | str | object | array`, got `bool`.",
+        "input[0]",
+    ),
+    "input of fractions": (
+        body("[1, 2.5]"),
+        "Invalid value for 'input[1]': expected `int | str | object | array`, got `float`.",
+        "input[1]",
+    ),
+    "empty list": (body("[]"), "'input' is empty; send at least one text.", "input"),
+    "empty string": (body('""'), "'input' is an empty string.", "input"),
+    "empty string in a list": (body('["a", ""]'), "'input[1]' is an empty string.", "input[1]"),
+    "empty list in a list": (body('["a", []]'), "'input[1]' is an empty list.", "input[1]"),
+    "too many inputs": (
+        body("[" + ",".join(['"a"'] * 2049) + "]"),
+        "'input' holds 2049 inputs; one request may hold 2048 (max_inputs).",
+        "input",
+    ),
+    "a bare id among texts": (
+        body('["a", 5]'),
+        "'input[1]' is a bare token id among other inputs; put a token array into a list of its own.",
+        "input[1]",
+    ),
+    "ids and parts in one": (
+        body('[[5, {"type": "text", "text": "a"}]]'),
+        "'input[0]' mixes token ids and content parts.",
+        "input[0]",
+    ),
+    "strings in a token array": (
+        body('[[5, "a"]]'),
+        "Invalid value for 'input[0][1]': expected `int | object`, got `str`.",
+        "input[0][1]",
+    ),
+    "dimensions as text": (
+        b'{"model": "tiny", "input": "a", "dimensions": "12"}',
+        "Invalid value for 'dimensions': expected `int | float | null`, got `str`.",
+        "dimensions",
+    ),
+    "dimensions with a point": (
+        b'{"model": "tiny", "input": "a", "dimensions": 4.0}',
+        "Invalid value for 'dimensions': expected `int`, got `float`.",
+        "dimensions",
+    ),
+    "dimensions true": (
+        b'{"model": "tiny", "input": "a", "dimensions": true}',
+        "Invalid value for 'dimensions': expected `int | float | null`, got `bool`.",
+        "dimensions",
+    ),
+    "unknown encoding format": (
+        b'{"model": "tiny", "input": "a", "encoding_format": "int8"}',
+        "Invalid value for 'encoding_format': invalid enum value 'int8'.",
+        "encoding_format",
+    ),
+    "messages instead of input": (
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}]}',
+        "messages is not supported; send the text of a conversation as input.",
+        "messages",
+    ),
+    "unknown field in an item": (
+        body('[{"txet": "a"}]'),
+        "Unknown parameter: 'input[0].txet'.",
+        "input[0].txet",
+    ),
+    "bare parts": (
+        body('[{"type": "text", "text": "a"}]'),
+        "Unknown parameter: 'input[0].type'. A list of content parts stands for one input only inside an "
+        'item, as one vector for all of them: "input": [{"content": [...]}]. For one vector each, send every '
+        "part as an item of its own.",
+        "input[0].type",
+    ),
+    "a conversation as input": (
+        body('[{"role": "user", "content": "a"}]'),
+        "Unknown parameter: 'input[0].role'. Chat messages are not inputs here; send their text.",
+        "input[0].role",
+    ),
+    "an unknown part": (
+        body('[[{"type": "video", "video": "a"}]]'),
+        "Invalid value for 'input[0][0].type': invalid value 'video'.",
+        "input[0][0].type",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+async def test_a_bad_body_is_the_clients_mistake_and_harms_nobody_else(name: str):
+    """Each of these was a 500 in some server, or was embedded in silence."""
+    gateway = Gateway()
+    raw, message, param = BAD_BODIES[name]
+
+    answer = await gateway.post("/v1/embeddings", raw)
+
+    assert (answer.status, answer.error["message"], answer.error["param"]) == (400, message, param)
+    assert answer.error["type"] == "invalid_request_error"
+    assert gateway.engine.calls == []
+    assert (await gateway.embed("a")).status == 200
+
+
+@pytest.mark.parametrize("token_id", [-1, 2**31, 2**63, 2**64, 1000])
+@pytest.mark.parametrize("encoding", ["model", "cl100k_base"])
+async def test_a_token_id_outside_of_the_vocabulary_never_reaches_the_model(token_id: int, encoding: str):
+    """On CUDA it would be a device-side assert, which takes every other request with it."""
+    gateway = Gateway()
+    if (token_id, encoding) == (1000, "cl100k_base"):
+        token_id = 100_256
+
+    answer = await gateway.embed([[1, token_id]], token_encoding=encoding)
+
+    assert answer.status == 400
+    assert answer.error["param"] in ("input[0]", "input[0][1]")
+    if answer.error["code"] is not None:
+        assert answer.error["code"] == "invalid_token_id"
+        assert answer.error["message"].endswith(
+            "LangChain sends strings with check_embedding_ctx_length=False."
+        )
+    assert gateway.engine.calls == []
+
+
+async def test_a_body_over_the_limit_is_refused_and_the_limit_is_named():
+    """A bare 413 sends people to search their proxies."""
+    gateway = Gateway(settings=with_settings(server={"max_body_bytes": 100}))
+
+    announced = await gateway.request(
+        "POST", "/v1/embeddings", body('"a"'), headers={"content-length": "101"}
+    )
+    streamed = await gateway.request("POST", "/v1/embeddings", [b"x" * 60, b"x" * 60])
+
+    for answer in (announced, streamed):
+        assert answer.status == 413
+        assert answer.error == {
+            "message": "The request body is larger than 100 bytes, the limit set by max_body_bytes.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "payload_too_large",
+        }
+
+
+async def test_the_content_type_does_not_matter():
+    """curl sends form data by default; the body says what it is."""
+    answer = await Gateway().post(
+        "/v1/embeddings", body('"a"'), {"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status == 200
+
+
+async def test_parameters_nobody_knows_are_ignored_but_named():
+    """Clients add keys freely; a header tells a developer which ones did nothing."""
+    gateway = Gateway()
+
+    answer = await gateway.embed("a", temperature=1, **{"x\r\ny\u20ac": 2})
+
+    assert answer.status == 200
+    assert answer.headers["x-ignored-params"] == "temperature, x??y?"
+    assert gateway.sample("laneway_ignored_params_total") == 2
+
+
+async def test_the_list_of_ignored_parameters_is_bounded():
+    """Headers have a cap of a few kilobytes in every proxy."""
+    answer = await Gateway().embed("a", **{f"{'k' * 100}{number:03}": 1 for number in range(50)})
+
+    assert answer.status == 200
+    assert answer.headers["x-ignored-params"].endswith(f"{'k' * 64}, and 34 more")
+    assert len(answer.headers["x-ignored-params"]) < 1200
+
+
+async def test_a_request_without_unknown_parameters_has_no_such_header():
+    assert "x-ignored-params" not in (await Gateway().embed("a", user="u")).headers
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+    max_leaves=12,
+)
+FIELDS = CreateEmbeddingRequest.__struct_fields__
+ITEM = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": JSON,
+        "content": JSON | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": JSON})),
+        "image": JSON,
+        "input_type": JSON,
+        "instruction": JSON,
+    },
+)
+INPUT = JSON | st.lists(st.text() | st.integers() | st.lists(st.integers()) | ITEM, max_size=4) | ITEM
+
+
+SHARED = Gateway()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(given_input=INPUT, fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
+async def test_no_request_of_any_shape_is_a_server_error(given_input: Any, fields: dict[str, Any]):
+    """A 5xx is retried three times by the SDKs, and wakes somebody up."""
+    answer = await SHARED.post("/v1/embeddings", {"model": "tiny", "input": given_input} | fields)
+    assert answer.status == 200 or (400 <= answer.status < 500 and answer.error["message"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(raw=st.binary(max_size=200))
+async def test_no_bytes_are_a_server_error(raw: bytes):
+    answer = await SHARED.post("/v1/embeddings", raw)
+    assert 400 <= answer.status < 500
+    assert answer.error["message"]

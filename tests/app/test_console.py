@@ -1,0 +1,83 @@
+"""What people read while the server comes up, and when it is there."""
+
+import io
+import logging
+
+import pytest
+
+from app.console import Serving, StageLog, announce, banner, split_percent
+from app.settings import LimitSettings, ServerSettings
+from model import ModelInfo
+
+
+def serving(**changes: object) -> Serving:
+    info = ModelInfo(
+        source="minilm", family="sentence-transformers", architecture="BertModel", dimension=384, max_tokens=256,
+        vocab_size=30522, num_parameters=22_713_216, dtype="float32", device="cpu", pooling="mean", is_normalized=True,
+        is_packed=True, packing_note="", prompts={}, default_prompt_name=None, include_prompt=True,
+        matryoshka_dimensions=(), tokenizer_json="{}", fingerprint="f" * 64,
+    )  # fmt: skip
+    facts: dict[str, object] = {
+        "url": "http://127.0.0.1:8000", "is_public": False, "name": "all-MiniLM-L6-v2", "info": info, "num_workers": 2,
+        "server": ServerSettings(), "limits": LimitSettings(), "version": "1.2.3", "ready_after_s": 3.21,
+    }  # fmt: skip
+    return Serving(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [("downloading 43%", ("downloading", 43)), ("warming up", ("warming up", None)), ("loading weights 100%", ("loading weights", 100))],
+)  # fmt: skip
+def test_a_stage_is_a_name_and_perhaps_a_number(stage: str, parts: tuple[str, int | None]):
+    assert split_percent(stage) == parts
+
+
+def test_the_log_has_a_line_for_each_stage_and_one_each_ten_seconds(caplog: pytest.LogCaptureFixture):
+    """A download reports a hundred times a second; a log is read by people."""
+    now_s = 0.0
+    log = StageLog(clock=lambda: now_s)
+    with caplog.at_level(logging.INFO, logger="app.console"):
+        for second in range(26):
+            now_s = float(second)
+            log(f"downloading {second}%")
+        log("loading weights")
+    assert caplog.messages == ["downloading 0%", "downloading 10%", "downloading 20%", "loading weights"]
+
+
+def test_the_banner_has_all_that_a_first_request_needs():
+    shown = banner(serving())
+    assert "Laneway 1.2.3 is ready after 3.2 s." in shown
+    for row in (
+        "  address  http://127.0.0.1:8000/v1\n",
+        "  model    all-MiniLM-L6-v2: 384 dimensions, 256 tokens an input\n",
+        "  runs on  cpu in float32, 2 workers, packed passes\n",
+        "  limits   2,048 inputs, 300,000 tokens, 64 MiB a request\n",
+        "  docs     http://127.0.0.1:8000/docs\n",
+        "  metrics  http://127.0.0.1:8000/metrics\n",
+        """-d '{"model": "all-MiniLM-L6-v2", "input": "Hello, world"}'\n""",
+        """client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\n""",
+    ):
+        assert row in shown
+
+
+def test_the_banner_says_when_other_machines_can_reach_the_server():
+    """It has no keys yet; nobody should open it without knowing."""
+    assert "http://127.0.0.1:8000/v1, open to other machines\n" in banner(serving(is_public=True))
+
+
+def test_a_terminal_gets_the_banner_and_a_log_one_line(monkeypatch, caplog: pytest.LogCaptureFixture):
+    terminal, pipe = Terminal(), io.StringIO()
+    with caplog.at_level(logging.INFO, logger="app.console"):
+        monkeypatch.setattr("sys.stdout", terminal)
+        announce(serving())
+        assert caplog.messages == []
+        monkeypatch.setattr("sys.stdout", pipe)
+        announce(serving())
+    assert terminal.getvalue() == banner(serving()) + "\n"
+    assert pipe.getvalue() == ""
+    assert caplog.messages == ["ready after 3.2 s: all-MiniLM-L6-v2 on http://127.0.0.1:8000/v1"]

@@ -1,0 +1,133 @@
+"""The documentation page: complete, and on its own."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+from litestar import Litestar, get, post
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import FromPath, JSONBody
+
+from app.docs import MEDIA_TYPES, docs_pages
+from tests.app.running import Running, running
+
+STATIC = Path(__file__).parents[2] / "app" / "static"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Part(msgspec.Struct, tag_field="type", tag="text"):
+    """A part of an item."""
+
+    text: str
+
+
+class Wanted(msgspec.Struct):
+    """What to embed."""
+
+    input: str | list[str | Part]
+    dimensions: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    hostile: str = "<img src=x onerror=document.title='owned'>"
+
+
+@post("/v1/embeddings", tags=["OpenAI"], status_code=200, sync_to_thread=False)
+def create_embedding(data: JSONBody[Wanted]) -> dict[str, int]:
+    """Embed text."""
+    return {"inputs": 1}
+
+
+@get("/v1/models/{model:str}", tags=["OpenAI"], sync_to_thread=False)
+def retrieve_model(model: FromPath[str]) -> dict[str, str]:
+    """Describe one model."""
+    return {"id": model}
+
+
+@pytest.fixture(scope="module")
+def server() -> Generator[Running]:
+    app = Litestar(
+        [create_embedding, retrieve_model, *docs_pages()],
+        openapi_config=OpenAPIConfig(
+            title="Sample", version="9.9.9", use_handler_docstrings=True, render_plugins=[JsonRenderPlugin()]
+        ),
+        logging_config=None,
+    )
+    with running(app) as it:
+        yield it
+
+
+def fetch(server: Running, path: str):
+    return server.ask(f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize("path", ["/docs", *(f"/docs/{name}" for name in MEDIA_TYPES)])
+def test_every_file_of_the_page_is_served_under_a_strict_policy(server: Running, path: str):
+    """A page that takes a key must not run anybody else's code."""
+    reply = fetch(server, path)
+    assert reply.status == 200
+    expected = MEDIA_TYPES.get(path.removeprefix("/docs/"), "text/html")
+    charset = "; charset=utf-8" if expected.startswith("text/") else ""
+    assert reply.headers["content-type"] == expected + charset
+    policy = dict(part.strip().split(" ", 1) for part in reply.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'self'"
+    assert "unsafe" not in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/docs/settings.py", "/docs/..%2fsettings.py", "/docs/docs.html"])
+def test_nothing_but_the_files_of_the_page_is_served(server: Running, path: str):
+    assert fetch(server, path).status == 404
+
+
+@pytest.mark.parametrize("file", sorted(STATIC.iterdir()), ids=lambda file: file.name)
+def test_the_files_name_no_other_address(file: Path):
+    """A gateway may stand in a network without a way out, and readers must not be told on."""
+    text = file.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"\w+://|[\"'(]//", text), file
+    assert "@import" not in text
+
+
+def test_what_the_page_refers_to_exists(server: Running):
+    html = (STATIC / "docs.html").read_text(encoding="utf-8")
+    own = set(re.findall(r'(?:src|href)="(/docs/[^"]+)"', html))
+    assert own == {f"/docs/{name}" for name in MEDIA_TYPES}
+    assert {file.name for file in STATIC.iterdir()} == {"docs.html", *MEDIA_TYPES}
+    assert fetch(server, "/schema/openapi.json").status == 200
+
+
+def test_the_page_can_be_used_without_a_mouse_and_read_aloud():
+    html = (STATIC / "docs.html").read_text(encoding="utf-8")
+    assert '<html lang="en">' in html
+    assert 'class="skip" href="#endpoints"' in html
+    assert 'id="endpoints" tabindex="-1"' in html
+    assert re.search(r"<label>API key\s+<input", html)
+    css = (STATIC / "docs.css").read_text(encoding="utf-8")
+    assert ":focus-visible" in css
+    assert "prefers-color-scheme: dark" in css
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to draw the page")
+def test_a_browser_draws_every_endpoint_and_schema(server: Running, tmp_path: Path):
+    """The drawing is done by our script alone, so only a browser can tell that it works."""
+    assert CHROMIUM is not None
+    host, port = server.address
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--virtual-time-budget=5000",
+        f"--user-data-dir={tmp_path}", "--dump-dom", f"http://{host}:{port}/docs",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    page = done.stdout
+    assert "<title>Sample API</title>" in page
+    assert '<small id="version">9.9.9</small>' in page
+    assert 'id="post-v1-embeddings" open=""' in page
+    assert 'id="get-v1-models-model"' in page
+    for name in ("Wanted", "Part"):
+        assert re.search(rf'<details class="item" id="schema-[\w.]*{name}"', page), name
+    # What the document says is text, whatever it looks like.
+    assert "&lt;img src=x onerror" in page
+    assert '<img src="x"' not in page

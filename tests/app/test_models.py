@@ -1,0 +1,80 @@
+"""``GET /v1/models``: the SDK's list, and what a client may want to know."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.app.fakes import INFO, FakeEngine, Gateway, with_settings
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+async def test_the_served_model_is_listed_with_what_one_may_ask_of_it(path: str):
+    info = replace(INFO, prompts={"query": "q: "}, default_prompt_name="query")
+    answer = await Gateway(FakeEngine(info_=info)).get(path)
+
+    [card] = answer.json["data"]
+    assert answer.json["object"] == "list"
+    assert card.pop("created") > 1_700_000_000
+    assert card == {
+        "id": "tiny",
+        "object": "model",
+        "owned_by": "laneway",
+        "embedding_dim": 8,
+        "dimensions": [8, 4, 2],
+        "max_input_tokens": 16,
+        "input_modalities": ["text"],
+        "aliases": [
+            "text-embedding-3-small",
+            "text-embedding-3-large",
+            "text-embedding-ada-002",
+            "tiny-query",
+            "tiny-passage",
+            "tiny-document",
+        ],
+        "prompts": {"query": "q: "},
+        "default_prompt_name": "query",
+        "is_normalized": True,
+        "fingerprint": "f" * 64,
+        "source": "tiny",
+        "architecture": "BertModel",
+        "dtype": "float32",
+        "is_packed": True,
+        "packing_note": "",
+        "license": None,
+        "limits": {
+            "max_inputs": 2048,
+            "max_request_tokens": 300_000,
+            "max_input_chars": 4_000_000,
+            "max_body_bytes": 67_108_864,
+        },
+        "capabilities": ["embeddings"],
+    }
+
+
+async def test_every_listed_alias_works():
+    """A list that promises more than the server keeps is worse than none."""
+    gateway = Gateway()
+    [card] = (await gateway.get("/v1/models")).json["data"]
+    for name in (card["id"], *card["aliases"]):
+        assert (await gateway.get(f"/v1/models/{name}")).json["id"] == "tiny"
+        answer = await gateway.post("/v1/embeddings", {"model": name, "input": "a"})
+        assert answer.status == 200
+
+
+async def test_a_model_id_may_hold_a_slash():
+    gateway = Gateway(FakeEngine(served_name="org/tiny"), with_settings(model={"openai_aliases": False}))
+    answer = await gateway.get("/v1/models/org/tiny")
+    assert (answer.status, answer.json["id"]) == (200, "org/tiny")
+
+
+async def test_an_unknown_model_is_not_found():
+    answer = await Gateway().get("/v1/models/gpt-4")
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize("stage", ["loading", "restarting", "draining", "failed"])
+async def test_a_model_that_does_not_answer_is_not_listed(stage: str):
+    """People probe the list for readiness."""
+    gateway = Gateway(FakeEngine(stage=stage))
+    assert (await gateway.get("/v1/models")).json == {"object": "list", "data": []}
+    assert (await gateway.get("/v1/models/tiny")).status == 503

@@ -1,0 +1,119 @@
+"""The cost model finds the line it was shown, follows the device, and knows how wrong it is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batching import CostModel, Shape
+
+
+def shape(num_tokens: int) -> Shape:
+    return Shape(num_tokens=num_tokens)
+
+
+def fitted(*samples: tuple[int, float]) -> CostModel:
+    cost = CostModel()
+    cost.fit([(shape(num_tokens), device_s) for num_tokens, device_s in samples])
+    return cost
+
+
+@given(
+    fixed_s=st.floats(0, 0.1),
+    per_token_s=st.floats(1e-6, 1e-3),
+    sizes=st.lists(st.integers(1, 8192), min_size=2, max_size=8, unique=True),
+)
+def test_a_line_is_found_from_any_two_sizes_on_it(fixed_s: float, per_token_s: float, sizes: list[int]):
+    cost = fitted(*((size, fixed_s + per_token_s * size) for size in sizes))
+    for size in sizes:
+        assert cost.predict_s(shape(size)) == pytest.approx(fixed_s + per_token_s * size, rel=1e-3)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8192), st.floats(1e-5, 10)), min_size=1, max_size=8),
+    st.integers(0, 100_000),
+)
+def test_a_prediction_is_never_negative_whatever_was_measured(
+    samples: list[tuple[int, float]], num_tokens: int
+):
+    """Noise can make a larger pass look cheaper; the line through it must not fall below zero."""
+    assert fitted(*samples).predict_s(shape(num_tokens)) >= 0
+
+
+def test_passes_that_get_faster_with_size_are_taken_for_a_fixed_cost():
+    cost = fitted((10, 0.02), (1000, 0.01))
+    assert cost.predict_s(shape(10)) == cost.predict_s(shape(1000))
+    assert 0.01 < cost.predict_s(shape(10)) < 0.02
+
+
+def test_a_fixed_cost_below_zero_becomes_zero():
+    cost = fitted((10, 0.001), (100, 0.020))
+    assert cost.predict_s(shape(0)) == 0
+    assert cost.predict_s(shape(100)) > 9 * cost.predict_s(shape(10))
+
+
+def test_samples_of_one_size_are_put_down_to_the_tokens():
+    cost = fitted((100, 0.1), (100, 0.1))
+    assert cost.predict_s(shape(50)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([], "a cost model is fitted from at least one sample"),
+        ([(5, 0.0)], "a pass of 5 tokens is said to have taken 0.0 s"),
+        ([(5, float("nan"))], "a pass of 5 tokens is said to have taken nan s"),
+    ],
+)
+def test_samples_that_say_nothing_are_refused(samples: list[tuple[int, float]], message: str):
+    with pytest.raises(ValueError, match=message):
+        fitted(*samples)
+
+
+def test_a_device_that_becomes_half_as_fast_is_followed():
+    cost = fitted((10, 0.02), (100, 0.11))
+    for _ in range(40):
+        cost.observe(shape(50), 2 * 0.06)
+    assert cost.predict_s(shape(100)) == pytest.approx(0.22, rel=0.05)
+
+
+def test_the_first_pass_counts_in_full_where_nothing_was_measured_before():
+    cost = CostModel(fixed_s=0.001, per_token_s=0.0)
+    cost.observe(shape(100), 0.5)
+    assert cost.predict_s(shape(100)) == pytest.approx(0.5)
+
+
+def test_one_pass_that_took_a_hundred_times_as_long_moves_the_prediction_by_58_percent():
+    cost = fitted(*((size, 0.001 * size) for size in range(10, 200, 10)))
+    cost.observe(shape(100), 10.0)
+    assert cost.predict_s(shape(100)) == pytest.approx(0.1 * 100**0.1)
+
+
+@pytest.mark.parametrize("device_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_cannot_be_teaches_nothing(device_s: float):
+    """One of them in the factor would spoil every prediction from then on."""
+    cost = fitted((10, 0.02), (100, 0.11))
+    cost.observe(shape(10), device_s)
+    assert cost.predict_s(shape(100)) == pytest.approx(0.11)
+
+
+def test_the_residual_says_how_much_longer_than_predicted_passes_took():
+    cost = fitted((10, 0.01), (100, 0.1))
+    assert cost.residual() == pytest.approx(0, abs=1e-9)
+    cost.observe(shape(100), 0.15)
+    assert cost.residual() == pytest.approx(0.5)
+    assert cost.residual(quantile=0.5) == pytest.approx(0, abs=1e-9)
+    assert CostModel().residual() == 0
+
+
+def test_a_backlog_costs_as_many_fixed_parts_as_it_needs_passes():
+    cost = CostModel(fixed_s=1.0, per_token_s=0.01)
+    by_tokens = cost.predict_backlog_s(num_tokens=1000, num_entries=10, max_tokens=100, max_entries=50)
+    by_entries = cost.predict_backlog_s(num_tokens=1000, num_entries=100, max_tokens=1000, max_entries=5)
+    assert by_tokens == pytest.approx(10 * 1.0 + 10)
+    assert by_entries == pytest.approx(20 * 1.0 + 10)
+    assert cost.predict_backlog_s(num_tokens=0, num_entries=0, max_tokens=1, max_entries=1) == 0
+
+
+def test_a_cost_model_prints_its_line_and_its_error():
+    cost = fitted((10, 0.02), (100, 0.11))
+    assert repr(cost) == "<CostModel 10 ms + 1e+03 us a token, p99 residual +0% over 2 passes>"
