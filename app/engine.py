@@ -96,8 +96,6 @@ class EngineStatistics:
     """What the engine has done and what waits in it, read at any time."""
 
     scheduler: SchedulerStatistics
-    limits: Limits
-    """What may wait in each lane, and what one pass may hold."""
     workers: tuple[WorkerStatistics, ...]
     num_passes: int
     num_items: int
@@ -191,12 +189,24 @@ class Engine:
         open_worker: OpenWorker,
         on_stage: OnStage = _tell_nobody,
         on_pass: Callable[[PassReport], None] = _tell_nobody,
+        accept: Callable[[ModelInfo], None] = _tell_nobody,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        """Describe the engine; ``start`` loads it.
+
+        Args:
+            settings: The whole configuration.
+            open_worker: Makes the worker of a slot.
+            on_stage: Told what a start is doing.
+            on_pass: Told of every pass that came back.
+            accept: Shown the loaded model before it serves; raises ``ModelError`` if it will not do.
+            clock: Monotonic seconds.
+        """
         self._settings = settings
         self._open_worker = open_worker
         self._on_stage = on_stage
         self._on_pass = on_pass
+        self._accept = accept
         self._clock = clock
         self._stage = "starting"
         self._checkpoint: Checkpoint | None = None
@@ -212,13 +222,14 @@ class Engine:
         *,
         on_stage: OnStage = _tell_nobody,
         on_pass: Callable[[PassReport], None] = _tell_nobody,
+        accept: Callable[[ModelInfo], None] = _tell_nobody,
     ) -> "Engine":
         """An engine whose workers are processes."""
 
         def open_process(options: LoadOptions, _slot: int) -> Worker:
             return ProcessWorker(options, pass_timeout_s=settings.model.pass_timeout_s)
 
-        return cls(settings, open_worker=open_process, on_stage=on_stage, on_pass=on_pass)
+        return cls(settings, open_worker=open_process, on_stage=on_stage, on_pass=on_pass, accept=accept)
 
     def __repr__(self) -> str:
         return f"<Engine {self._settings.model.model}: {self.state.stage}, {len(self._workers)} workers>"
@@ -256,6 +267,23 @@ class Engine:
         known = (self._checkpoint.name, *self._checkpoint.aliases)
         return tuple(name for name in known if name != self.served_name)
 
+    def queues(self) -> SchedulerStatistics:
+        """A snapshot of the lanes alone, cheap enough for every answer.
+
+        Raises:
+            EngineNotReadyError: The model is not loaded yet.
+        """
+        return self._require_served().batcher.statistics()
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds of passes and lanes, as they came out of the settings, the device and its speed.
+
+        Raises:
+            EngineNotReadyError: The model is not loaded yet.
+        """
+        return self._require_served().limits
+
     def statistics(self) -> EngineStatistics:
         """A snapshot of queues, workers and totals.
 
@@ -265,7 +293,6 @@ class Engine:
         served = self._require_served()
         return EngineStatistics(
             scheduler=served.batcher.statistics(),
-            limits=served.limits,
             workers=tuple(worker.statistics() for worker in self._workers),
             num_passes=self._totals.num_passes,
             num_items=self._totals.num_items,
@@ -315,6 +342,7 @@ class Engine:
                 f"the workers loaded different files from {self._checkpoint.folder}; was it changed while "
                 "loading?"
             )
+        self._accept(info)
         self._enter("measuring pass times")
         cost = CostModel()
         cost.fit(await self._calibrate(info))

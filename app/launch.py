@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 from app.console import Serving, announce, reporting
 from app.docs import docs_pages
@@ -18,6 +19,7 @@ from app.logs import configure_logging
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import ObservedApp
+from app.prompts import check_default_input_type
 from app.server import url_of
 from app.settings import Settings
 
@@ -35,8 +37,13 @@ def launch(
     logger.info("listening on %s", url)
     with reporting() as on_stage, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         started_s = time.monotonic()
-        engine = Engine.from_settings(settings, on_stage=on_stage)
         metrics = Metrics()
+        engine = Engine.from_settings(
+            settings,
+            on_stage=on_stage,
+            on_pass=metrics.observe_pass,
+            accept=partial(check_default_input_type, settings.model.default_input_type),
+        )
         app = ObservedApp(
             create_app(engine, settings, metrics=metrics, pages=docs_pages(), version=version), metrics
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from app.errors import InvalidRequestError, quoted
+from model import CheckpointError, ModelInfo
 
 
 class Side(StrEnum):
@@ -81,3 +82,17 @@ def split_model_name(name: str, known: Sequence[str]) -> tuple[str, str | None]:
         return name, None
     stem, dash, suffix = name.rpartition("-")
     return (stem, suffix) if dash and stem in known and suffix in MODEL_SUFFIXES else (name, None)
+
+
+def check_default_input_type(name: str | None, info: ModelInfo) -> None:
+    """Refuse at start what would otherwise refuse every request.
+
+    Raises:
+        CheckpointError: The setting ``default_input_type`` means nothing to the loaded model.
+    """
+    if name is None:
+        return
+    try:
+        choose_prompt(name, prompts=info.prompts, param="default_input_type")
+    except InvalidRequestError as error:
+        raise CheckpointError(f"default_input_type: {error.message}") from error

@@ -80,10 +80,10 @@ def rate_limit_headers(services: Services, lane: Lane, *, waited_s: float) -> di
     The reset is an estimate: what waits now will have gone when it has waited as long as the request at hand,
     or as its own oldest entry already has.
     """
-    statistics = services.engine.statistics()
-    state = statistics.scheduler.lanes[lane]
-    max_entries = statistics.limits.max_waiting_entries[lane]
-    max_tokens = statistics.limits.max_waiting_tokens[lane]
+    engine = services.engine
+    state = engine.queues().lanes[lane]
+    max_entries = engine.limits.max_waiting_entries[lane]
+    max_tokens = engine.limits.max_waiting_tokens[lane]
     reset = duration_text(max(waited_s, state.oldest_wait_s) if state.num_waiting else 0.0)
     return {
         "x-ratelimit-limit-requests": str(max_entries),

@@ -152,9 +152,6 @@ class Batcher:
             return await submission.outcome
         finally:
             self._release(submission)
-            if not submission.outcome.cancelled():
-                # Looked at, or a failure that met a cancelled caller would be logged as one that got lost.
-                submission.outcome.exception()
 
     async def stop(self, drain_s: float) -> None:
         """Take nothing new, finish what is there within ``drain_s``, give up the rest, end all tasks.

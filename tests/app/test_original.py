@@ -68,7 +68,7 @@ async def test_images_are_refused_on_a_text_model():
 async def test_the_root_tells_status_and_configuration():
     body = (await Gateway().get("/")).json
     assert (body["service"], body["status"], body["stage"]) == ("laneway", "ready", "ready")
-    assert body["model"]["dimension"] == 8
+    assert body["model"]["embedding_dim"] == 8
     assert body["configuration"]["batching"]["max_batch_size"] == 512
     assert body["configuration"]["limits"]["max_inputs"] == 2048
     assert "/v1/embeddings" in body["endpoints"]

@@ -139,6 +139,25 @@ class TestResults:
 
         on_virtual_time(main)
 
+    def test_documents_that_begin_to_linger_when_the_queries_are_gone_still_run(self):
+        """While queries wait there is no linger to be woken from; it begins when they are taken."""
+
+        async def main():
+            batcher = batcher_of(runner := FakeRunner(), limits=limits(max_wait_s=5))
+            requests = [asyncio.create_task(embed(batcher, "first", lane=QUERY))]
+            await settle()
+            requests.append(asyncio.create_task(embed(batcher, "second", lane=QUERY)))
+            await settle()
+            began_s = now_s()
+            document = await embed(batcher, "too long for a fill", num_tokens=60)
+            assert document.queue_s == pytest.approx(5)
+            assert now_s() - began_s == pytest.approx(5 + 0.070)
+            assert runner.passes == [["first"], ["second"], ["too long for a fill"]]
+            await asyncio.gather(*requests)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
     def test_submissions_may_come_before_the_start(self):
         async def main():
             batcher = Batcher([FakeRunner()], limits=limits(), clock=now_s)
@@ -448,13 +467,14 @@ class TestCancellation:
         """The event loop complains of exceptions that nobody looked at; on_virtual_time passes that on."""
 
         async def main():
-            # The pass ends and the caller leaves before it could look at the failure.
-            batcher = batcher_of(FakeRunner(), on_pass=lambda _: caller.cancel())
-            caller = asyncio.create_task(batcher.submit(work(Item(is_bad=True)), lane=DOCUMENT))
+            callers: list[asyncio.Task[SubmissionOutcome]] = []
+            # The pass ends, and the caller leaves before it could look at the failure.
+            batcher = batcher_of(FakeRunner(), on_pass=lambda _: callers[0].cancel() and None)
+            callers.append(asyncio.create_task(batcher.submit(work(Item(is_bad=True)), lane=DOCUMENT)))
             with pytest.raises(asyncio.CancelledError):
-                await caller
+                await callers[0]
+            callers.clear()
             await batcher.stop(1)
-            del caller
             gc.collect()
 
         on_virtual_time(main)

