@@ -5,7 +5,6 @@ may quote the value it stumbled over, so an exception that is logged inside a re
 frames, and not its message.
 """
 
-import json
 import logging
 import sys
 import traceback
@@ -13,12 +12,15 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+import msgspec
 from typing_extensions import override
 
 from app.settings import LogFormat, LogLevel
 
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that the current task serves."""
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
 
 OUR_LOGGERS = ("app", "batching", "model")
 """The rooms. All others begin at ``warning``: HTTP clients, for one, log whole URLs at ``info``."""
@@ -83,7 +85,7 @@ class JsonFormatter(logging.Formatter):
             line.update(extra)  # pyright: ignore[reportUnknownArgumentType] - our own ``fields``
         if record.exc_info and record.exc_info[1]:
             line["exception"] = format_exception(record.exc_info[1], with_message=request_id is None)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _encoder.encode(line).decode()
 
 
 class TextFormatter(logging.Formatter):

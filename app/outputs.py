@@ -32,6 +32,9 @@ FLOAT_TEXT_BYTES = 11
 BASE64_BYTES = 16 / 3
 """Bytes on the wire for one number, in either format."""
 
+UNIT_TOLERANCE = 1e-6
+"""A row whose length is this near to 1 is a unit vector: float32 knows it no better."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -59,8 +62,8 @@ def finish_rows(
     cut_ND = rows_ND[:, :dimensions].astype("<f4", copy=False)
     if normalize:
         norms_N1 = np.linalg.norm(cut_ND, axis=1, keepdims=True)
-        # Rows that are unit length already stay as the model gave them, bit for bit.
-        if not np.allclose(norms_N1, 1.0, rtol=0, atol=1e-6):
+        # Rows that are unit length already stay as the model gave them, bit for bit. (NaN is not <=.)
+        if not np.abs(norms_N1 - 1).max() <= UNIT_TOLERANCE:
             # A row of zeros has no direction; it stays what it is.
             cut_ND = cut_ND / np.where(norms_N1 > 0, norms_N1, 1)
     finite_N = np.isfinite(cut_ND).all(axis=1)

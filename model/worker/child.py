@@ -13,8 +13,6 @@ import subprocess
 import sys
 from contextlib import suppress
 
-import numpy as np
-
 from model.worker import frames
 
 EXIT_PROTOCOL = os.EX_PROTOCOL
@@ -55,9 +53,8 @@ class Child:
         Raises:
             OSError: There is no process, descriptor or memory to be had.
         """
-        self._loop = asyncio.get_running_loop()
         self._socket, theirs = socket.socketpair()
-        self._socket.setblocking(False)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         with theirs:
             try:
                 self._process = _spawn(theirs.fileno(), num_threads)
@@ -74,7 +71,9 @@ class Child:
 
     async def send(self, frame: bytes) -> None:
         """Send a whole frame. Raises ``OSError`` when the process is gone."""
-        await self._loop.sock_sendall(self._socket, frame)
+        _, writer = await self._connection()
+        writer.write(frame)
+        await writer.drain()
 
     async def receive(self) -> tuple[frames.ToGateway, memoryview]:
         """Receive a frame: its message and its body.
@@ -84,9 +83,10 @@ class Child:
             OSError: The same, while data was under way.
             FrameError: What came is no message for a gateway.
         """
-        header_bytes, body_bytes = frames.unpack_prefix(await self._read(frames.PREFIX_BYTES))
-        message = frames.unpack_for_gateway(await self._read(header_bytes))
-        return message, await self._read(body_bytes)
+        reader, _ = await self._connection()
+        header_bytes, body_bytes = frames.unpack_prefix(await reader.readexactly(frames.PREFIX_BYTES))
+        message = frames.unpack_for_gateway(memoryview(await reader.readexactly(header_bytes)))
+        return message, memoryview(await reader.readexactly(body_bytes))
 
     async def wait(self) -> int:
         """Return the return code when the process has ended."""
@@ -112,18 +112,16 @@ class Child:
             self.exited.cancel()
             self._process.kill()
             self._process.wait()
+        if self._streams is not None:
+            self._streams[1].transport.abort()
         self._socket.close()
 
-    async def _read(self, num_bytes: int) -> memoryview:
-        # Not a bytearray: its zeros would be written only to be overwritten.
-        buffer = np.empty(num_bytes, dtype=np.uint8).data
-        filled = 0
-        while filled < num_bytes:
-            received = await self._loop.sock_recv_into(self._socket, buffer[filled:])
-            if received == 0:
-                raise EOFError(f"the worker's socket ended after {filled} of {num_bytes} bytes")
-            filled += received
-        return buffer
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        # Streams, which stay registered with the loop: to wait for the bare socket anew with each frame
+        # costs four system calls a pass.
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(sock=self._socket, limit=frames.CHUNK_BYTES)
+        return self._streams
 
 
 def describe_exit(returncode: int) -> str:

@@ -24,6 +24,9 @@ MAX_HEADER_BYTES = 128 * 1024 * 1024
 MAX_BODY_BYTES = 1024 * 1024 * 1024
 """65,536 rows of 4,096 numbers: far above any pass, far below the memory of any machine."""
 
+CHUNK_BYTES = 64 * 1024
+"""Frames up to this size are sent by one system call and received by one: a query's, both ways."""
+
 _PREFIX = struct.Struct("=4sIQ")
 _MARK = b"LNW1"
 PREFIX_BYTES = _PREFIX.size

@@ -14,7 +14,8 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from io import BufferedReader
+from typing import NoReturn, cast
 
 import numpy as np
 
@@ -49,15 +50,16 @@ def main(fd: int) -> NoReturn:
 
 def serve(gateway: socket.socket) -> int:
     """Load what the first frame says, then answer passes; returns the exit code."""
+    incoming = cast(BufferedReader, gateway.makefile("rb", buffering=frames.CHUNK_BYTES))
     try:
-        load, _ = _receive(gateway)
+        load, _ = _receive(incoming)
         if not isinstance(load, frames.Load):
             raise frames.FrameError(f"the first frame must be a Load, not a {type(load).__name__}")
         _run_on(load.cpu)
         encoder = _load(load, gateway)
         if encoder is None:
             return EXIT_LOAD_FAILED
-        return _answer_passes(encoder, load.options.device, gateway)
+        return _answer_passes(encoder, load.options.device, gateway, incoming)
     except frames.FrameError as error:
         log.error("%s", error)
         return EXIT_PROTOCOL
@@ -86,9 +88,9 @@ def _load(load: frames.Load, gateway: socket.socket) -> Encoder | None:
     return encoder
 
 
-def _answer_passes(encoder: Encoder, device: str, gateway: socket.socket) -> int:
+def _answer_passes(encoder: Encoder, device: str, gateway: socket.socket, incoming: BufferedReader) -> int:
     while True:
-        message, body = _receive(gateway)
+        message, body = _receive(incoming)
         match message:
             case frames.Run():
                 if not _answer(encoder, device, gateway, message.pass_id, frames.unpack_run(message, body)):
@@ -137,24 +139,26 @@ def _answer(
 
 
 def _send(gateway: socket.socket, message: frames.ToGateway, body: memoryview | bytes = b"") -> None:
-    gateway.sendall(frames.pack_head(message, body_bytes=len(body)))
+    head = frames.pack_head(message, body_bytes=len(body))
+    if len(body) <= frames.CHUNK_BYTES:
+        # One write is one waking of the gateway: for a query that is most of what this socket costs.
+        gateway.sendall(head + bytes(body))
+        return
+    gateway.sendall(head)
     gateway.sendall(body)
 
 
-def _receive(gateway: socket.socket) -> tuple[frames.ToWorker, memoryview]:
-    header_bytes, body_bytes = frames.unpack_prefix(_read(gateway, frames.PREFIX_BYTES))
-    message = frames.unpack_for_worker(_read(gateway, header_bytes))
-    return message, _read(gateway, body_bytes)
+def _receive(incoming: BufferedReader) -> tuple[frames.ToWorker, memoryview]:
+    header_bytes, body_bytes = frames.unpack_prefix(_read(incoming, frames.PREFIX_BYTES))
+    message = frames.unpack_for_worker(_read(incoming, header_bytes))
+    return message, _read(incoming, body_bytes)
 
 
-def _read(gateway: socket.socket, num_bytes: int) -> memoryview:
+def _read(incoming: BufferedReader, num_bytes: int) -> memoryview:
     buffer = np.empty(num_bytes, dtype=np.uint8).data
-    filled = 0
-    while filled < num_bytes:
-        received = gateway.recv_into(buffer[filled:])
-        if received == 0:
-            raise EOFError(f"the gateway's socket ended after {filled} of {num_bytes} bytes")
-        filled += received
+    num_read = incoming.readinto(buffer)  # blocks until it is full, or the stream has ended
+    if num_read < num_bytes:
+        raise EOFError(f"the gateway's socket ended after {num_read} of {num_bytes} bytes")
     return buffer
 
 

@@ -463,6 +463,26 @@ class TestCancellation:
 
         on_virtual_time(main)
 
+    @pytest.mark.parametrize("is_bad", [False, True])
+    def test_a_caller_who_leaves_just_before_the_answer_does_not_harm_the_slot(self, is_bad: bool):
+        callers: list[asyncio.Task[SubmissionOutcome]] = []
+
+        class Unlucky(FakeRunner):
+            async def run(self, payloads: Sequence[object]) -> RunResult:
+                result = await super().run(payloads)
+                callers[0].cancel()
+                return result
+
+        async def main():
+            batcher = batcher_of(Unlucky())
+            callers.append(asyncio.create_task(batcher.submit(work(Item(is_bad=is_bad)), lane=DOCUMENT)))
+            with pytest.raises(asyncio.CancelledError):
+                await callers[0]
+            assert (await embed(batcher, "next")).results == ("vector of next",)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
     def test_a_failure_that_meets_a_caller_who_just_left_is_not_logged_as_lost(self):
         """The event loop complains of exceptions that nobody looked at; on_virtual_time passes that on."""
 
