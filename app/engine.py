@@ -21,6 +21,7 @@ from batching import (
     Batcher,
     CostModel,
     Lane,
+    LaneStatistics,
     Limits,
     PassReport,
     RunnerLostError,
@@ -267,13 +268,13 @@ class Engine:
         known = (self._checkpoint.name, *self._checkpoint.aliases)
         return tuple(name for name in known if name != self.served_name)
 
-    def queues(self) -> SchedulerStatistics:
-        """A snapshot of the lanes alone, cheap enough for every answer.
+    def lane_statistics(self, lane: Lane) -> LaneStatistics:
+        """A snapshot of one lane, cheap enough for every answer.
 
         Raises:
             EngineNotReadyError: The model is not loaded yet.
         """
-        return self._require_served().batcher.statistics()
+        return self._require_served().batcher.lane_statistics(lane)
 
     @property
     def limits(self) -> Limits:

@@ -4,6 +4,7 @@ Imported by ``laneway serve`` alone, after the port is taken: this is where the 
 """
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import socket
@@ -50,6 +51,10 @@ def launch(
 
         def tell_ready() -> None:
             on_stage.close()
+            # All that was imported and loaded stays; looking through it at every full collection would
+            # only make some request wait.
+            gc.collect()
+            gc.freeze()
             announce(
                 Serving(
                     url=url,

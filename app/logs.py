@@ -41,6 +41,9 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
     # Broken requests are counted and logged by our guard; uvicorn's own warnings would double each of them.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
+    # What no line of ours tells need not be found out for each; logging's own documentation names these.
+    logging._srcfile = None  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class _StandardError(logging.Handler):

@@ -6,10 +6,12 @@ from what they describe.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from app.engine import Embeddings, Engine, EngineNotReadyError, EngineStatistics
@@ -26,12 +28,17 @@ TOKEN_BUCKETS = tuple(float(2**power) for power in range(3, 16))
 disable_created_metrics()  # `_created` series double the text format and tell nothing that rate() needs
 
 
+C = TypeVar("C", bound=MetricWrapperBase)
+
+
 class Metrics:
     """Owns the registry and everything that is counted where it happens."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._engine: Engine | None = None
+        # As bounded as the labels: closed sets all of them.
+        self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
         self.http_requests = Counter(
             "laneway_http_requests",
             "Requests answered. Route is the path template, 'unmatched' where none fits.",
@@ -124,29 +131,37 @@ class Metrics:
 
     def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
         """Count one request; ``app.observe`` calls this for every one."""
-        self.http_requests.labels(route, method, status).inc()
-        self.http_request_duration.labels(route, f"{status // 100}xx").observe(duration_s)
+        self._child(self.http_requests, route, method, str(status)).inc()
+        self._child(self.http_request_duration, route, f"{status // 100}xx").observe(duration_s)
 
     def observe_embeddings(self, embeddings: Embeddings, *, lane: Lane) -> None:
         """Count what one request was given."""
         model = self._model
         num_truncated = sum(dropped > 0 for dropped in embeddings.num_dropped_tokens)
-        self.items.labels(model, "text", lane).inc(len(embeddings.num_tokens))
-        self.tokens.labels(model, "text", lane).inc(sum(embeddings.num_tokens))
-        self.request_items.labels(model).observe(len(embeddings.num_tokens))
-        self.truncated_inputs.labels(model).inc(num_truncated)
-        self.stage_duration.labels(model, "queue").observe(embeddings.queue_s)
-        self.stage_duration.labels(model, "inference").observe(embeddings.compute_s)
+        self._child(self.items, model, "text", lane).inc(len(embeddings.num_tokens))
+        self._child(self.tokens, model, "text", lane).inc(sum(embeddings.num_tokens))
+        self._child(self.request_items, model).observe(len(embeddings.num_tokens))
+        self._child(self.truncated_inputs, model).inc(num_truncated)
+        self._child(self.stage_duration, model, "queue").observe(embeddings.queue_s)
+        self._child(self.stage_duration, model, "inference").observe(embeddings.compute_s)
 
     def observe_pass(self, report: PassReport) -> None:
         """Count one finished pass; the engine's ``on_pass``."""
         model = self._model
         if report.error is not None:
-            self.pass_failures.labels(model).inc()
+            self._child(self.pass_failures, model).inc()
             return
-        self.pass_items.labels(model).observe(sum(report.num_entries.values()))
-        self.pass_tokens.labels(model).observe(sum(report.num_tokens.values()))
-        self.pass_device_seconds.labels(model).observe(report.device_s)
+        self._child(self.pass_items, model).observe(sum(report.num_entries.values()))
+        self._child(self.pass_tokens, model).observe(sum(report.num_tokens.values()))
+        self._child(self.pass_device_seconds, model).observe(report.device_s)
+
+    def _child(self, collector: C, *labels: str) -> C:
+        """``collector.labels(*labels)``, looked up without its lock: there are a dozen for each request."""
+        key = (collector, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = collector.labels(*labels)
+        return cast("C", child)
 
     def watch(self, engine: Engine) -> None:
         """Label everything with this engine's model, and read its state and queues at every scrape."""

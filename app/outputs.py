@@ -61,7 +61,7 @@ def finish_rows(
     """
     cut_ND = rows_ND[:, :dimensions].astype("<f4", copy=False)
     if normalize:
-        norms_N1 = np.linalg.norm(cut_ND, axis=1, keepdims=True)
+        norms_N1 = np.sqrt(np.einsum("nd,nd->n", cut_ND, cut_ND))[:, None]
         # Rows that are unit length already stay as the model gave them, bit for bit. (NaN is not <=.)
         if not np.abs(norms_N1 - 1).max() <= UNIT_TOLERANCE:
             # A row of zeros has no direction; it stays what it is.

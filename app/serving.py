@@ -81,7 +81,7 @@ def rate_limit_headers(services: Services, lane: Lane, *, waited_s: float) -> di
     or as its own oldest entry already has.
     """
     engine = services.engine
-    state = engine.queues().lanes[lane]
+    state = engine.lane_statistics(lane)
     max_entries = engine.limits.max_waiting_entries[lane]
     max_tokens = engine.limits.max_waiting_tokens[lane]
     reset = duration_text(max(waited_s, state.oldest_wait_s) if state.num_waiting else 0.0)

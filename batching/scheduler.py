@@ -232,6 +232,11 @@ class Scheduler:
             num_failed_passes=self._num_failed_passes,
         )
 
+    def lane_statistics(self, lane: Lane, now_s: float) -> LaneStatistics:
+        """A snapshot of one lane."""
+        num_running = sum(entry.lane is lane for entry in self._running)
+        return self._lane_statistics(lane, num_running, now_s)
+
     def __repr__(self) -> str:
         waiting = ", ".join(f"{lane}: {len(queue)} waiting" for lane, queue in self._lanes.items())
         return f"<Scheduler {waiting}, {len(self._passes)} running>"

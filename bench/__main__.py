@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    for name in ("packing", "gateway"):
+    for name in ("packing", "gateway", "workers"):
         print(f"\n=== bench.{name}", flush=True)
         subprocess.run([sys.executable, "-m", f"bench.{name}", *sys.argv[1:]], check=True)
 

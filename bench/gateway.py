@@ -7,7 +7,9 @@ Arms, in turn within each round:
   raw          passes cut beforehand, handed straight to worker processes
   raw again    the control
   http         the same texts as document requests of 64 texts, four at a time, base64 answers
-  queries      one text at a time; what remains of the latency without queue and device is the gateway
+  queries      one text at a time; the latency without the time in the queue and on the device
+  floor        the same requests to a server that only waits (bench/floor.py): what the client, loopback and the
+               kernel cost by themselves, and no gateway can save; the gateway is what lies above it
 """
 
 import argparse
@@ -171,79 +173,105 @@ def request_body(texts: Sequence[str], input_type: str) -> bytes:
     ).encode()
 
 
-async def measure(num_rounds: int, num_texts: int) -> None:
-    texts = lognormal_texts(num_texts)
+@dataclass(slots=True)
+class Rounds:
+    """What each round gave, in seconds for a whole arm, or milliseconds for each query."""
+
+    raw_s: list[float]
+    raw_again_s: list[float]
+    http_s: list[float]
+    share_ms: list[float]
+    floor_ms: list[float]
+    latency_ms: list[float]
+
+
+async def query_shares_ms(port: int, queries: Sequence[bytes]) -> tuple[list[float], list[float]]:
+    """One query after the other: latencies, and what of each was neither queue nor device."""
+    connection = await Connection.open(port)
+    answers = [await connection.post(query) for query in queries]
+    connection.close()
+    return [one.elapsed_s * 1e3 for one in answers], [share_ms(one) for one in answers]
+
+
+async def run_rounds(
+    num_rounds: int, texts: Sequence[str], server: Server, floor_port: int
+) -> tuple[Rounds, int]:
+    """All arms, in turn within each round; the first round warms up."""
+    checkpoint = find_checkpoint("minilm")
+    load = LoadOptions(folder=str(checkpoint.folder), source=checkpoint.name)
+    workers = [ProcessWorker(load) for _ in place_workers(device="cpu", dtype="auto", num_workers=0).devices]
+    info, *_ = [await worker.start(lambda _stage: None) for worker in workers]
+    prepared = Preparer(info).prepare([EmbeddingInput(text=text) for text in texts])
+    features = [one for one in prepared if isinstance(one, Features)]
+    passes = token_passes(features, CPU_PASS_TOKENS)
+    bodies = [
+        request_body(texts[start : start + REQUEST_TEXTS], "document")
+        for start in range(0, len(texts), REQUEST_TEXTS)
+    ]
+    queries = [
+        request_body([text], "query") for text in lognormal_texts(NUM_QUERIES, median_words=8, sigma=0.5)
+    ]
+    expected = np.concatenate([(await workers[0].run(one)).rows for one in passes])
+    rounds = Rounds([], [], [], [], [], [])
+    for number in range(num_rounds + 1):
+        raw_s = await raw_seconds(workers, passes)
+        http_s, answers = await http_seconds(server.port, bodies)
+        raw_again_s = await raw_seconds(workers, passes)
+        difference = float(np.abs(np.concatenate([rows_of(answer) for answer in answers]) - expected).max())
+        if difference > 1e-5:
+            raise SystemExit(f"vectors over HTTP are off by {difference:.1e}")
+        latencies, shares = await query_shares_ms(server.port, queries)
+        _, floors = await query_shares_ms(floor_port, queries)
+        if number:
+            rounds.raw_s.append(raw_s)
+            rounds.raw_again_s.append(raw_again_s)
+            rounds.http_s.append(http_s)
+            rounds.latency_ms += latencies
+            rounds.share_ms += shares
+            rounds.floor_ms.append(median(floors))
+    for worker in workers:
+        await worker.stop()
+    return rounds, sum(one.num_tokens for one in features)
+
+
+async def measure(num_rounds: int, num_texts: int, floor_port: int) -> None:
     server = Server()
     try:
         port_open_s = await server.seconds_until("/health/live", b" 200 ")
         ready_s = await server.seconds_until("/health/ready", b" 200 ")
-        checkpoint = find_checkpoint("minilm")
-        placement = place_workers(device="cpu", dtype="auto", num_workers=0)
-        load = LoadOptions(folder=str(checkpoint.folder), source=checkpoint.name)
-        workers = [ProcessWorker(load) for _ in placement.devices]
-        infos = [await worker.start(lambda _stage: None) for worker in workers]
-        prepared = Preparer(infos[0]).prepare([EmbeddingInput(text=text) for text in texts])
-        features = [one for one in prepared if isinstance(one, Features)]
-        passes = token_passes(features, CPU_PASS_TOKENS)
-        bodies = [
-            request_body(texts[start : start + REQUEST_TEXTS], "document")
-            for start in range(0, len(texts), REQUEST_TEXTS)
-        ]
-        queries = [
-            request_body([text], "query") for text in lognormal_texts(NUM_QUERIES, median_words=8, sigma=0.5)
-        ]
-
-        raw_s: list[float] = []
-        raw_again_s: list[float] = []
-        http_s: list[float] = []
-        gateway_ms: list[float] = []
-        latency_ms: list[float] = []
-        expected = np.concatenate([(await workers[0].run(one)).rows for one in passes])
-        for round_number in range(num_rounds + 1):
-            raw = await raw_seconds(workers, passes)
-            http, answers = await http_seconds(server.port, bodies)
-            raw_again = await raw_seconds(workers, passes)
-            difference = float(np.abs(np.concatenate([rows_of(a) for a in answers]) - expected).max())
-            if difference > 1e-5:
-                raise SystemExit(f"vectors over HTTP are off by {difference:.1e}")
-            connection = await Connection.open(server.port)
-            singles = [await connection.post(query) for query in queries]
-            connection.close()
-            if round_number:  # the first round warms up
-                raw_s.append(raw)
-                raw_again_s.append(raw_again)
-                http_s.append(http)
-                latency_ms += [one.elapsed_s * 1e3 for one in singles]
-                gateway_ms += [gateway_share_ms(one) for one in singles]
-        for worker in workers:
-            await worker.stop()
+        rounds, num_tokens = await run_rounds(num_rounds, lognormal_texts(num_texts), server, floor_port)
     finally:
         server.stop()
 
-    num_tokens = sum(one.num_tokens for one in features)
-    control = paired_ratio(raw_again_s, raw_s)
+    control = paired_ratio(rounds.raw_again_s, rounds.raw_s)
+    raw_s = [(first + again) / 2 for first, again in zip(rounds.raw_s, rounds.raw_again_s, strict=True)]
     # Time of raw over time of HTTP is throughput of HTTP over throughput of raw.
-    http_over_raw = paired_ratio([(a + b) / 2 for a, b in zip(raw_s, raw_again_s, strict=True)], http_s)
-    print(f"{len(texts)} texts, {num_tokens} tokens, {len(workers)} workers")
+    http_over_raw = paired_ratio(raw_s, rounds.http_s)
+    floor_ms = median(rounds.floor_ms)
+    gateway_ms = median(rounds.share_ms) - floor_ms
+    p99_ms = quantiles(rounds.share_ms, n=100)[98] - floor_ms
+    print(f"{num_texts} texts, {num_tokens} tokens")
     print(f"  port open after {port_open_s:.2f} s, ready after {ready_s:.1f} s")
     print(f"  control (raw over itself)      {control}: {verdict(control)}")
     print(f"  documents over HTTP over raw   {http_over_raw}   (target >= 0.90)")
-    p99 = quantiles(gateway_ms, n=100)[98]
+    print(f"  a query alone                  median {median(rounds.latency_ms):.1f} ms")
     print(
-        f"  query besides queue and model: median {median(gateway_ms):.2f} ms, p99 {p99:.2f} ms (target < 2)"
+        f"  besides queue and model        median {median(rounds.share_ms):.2f} ms, of which floor {floor_ms:.2f} ms"
     )
-    print(f"  a query alone: median {median(latency_ms):.1f} ms")
+    print(f"  the gateway                    median {gateway_ms:.2f} ms, p99 {p99_ms:.2f} ms   (target < 2)")
     path = save(
         "gateway-cpu",
         {
             "card": card(),
-            "load": {"texts": len(texts), "tokens": num_tokens, "workers": len(workers)},
+            "load": {"texts": num_texts, "tokens": num_tokens, "queries": len(rounds.share_ms)},
             "is_quiet": is_quiet(control),
             "control": control,
             "http_over_raw_throughput": http_over_raw,
-            "gateway_ms_median": round(median(gateway_ms), 3),
-            "gateway_ms_p99": round(p99, 3),
-            "query_alone_ms_median": round(median(latency_ms), 2),
+            "query_alone_ms_median": round(median(rounds.latency_ms), 2),
+            "besides_queue_and_model_ms_median": round(median(rounds.share_ms), 3),
+            "floor_ms_median": round(floor_ms, 3),
+            "gateway_ms_median": round(gateway_ms, 3),
+            "gateway_ms_p99": round(p99_ms, 3),
             "port_open_s": round(port_open_s, 2),
             "ready_s": round(ready_s, 1),
         },
@@ -251,7 +279,7 @@ async def measure(num_rounds: int, num_texts: int) -> None:
     print(f"written to {path}")
 
 
-def gateway_share_ms(answer: Answer) -> float:
+def share_ms(answer: Answer) -> float:
     """Latency without the time in the queue and on the device, as the server's own headers tell them."""
     return (
         answer.elapsed_s * 1e3
@@ -267,7 +295,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--texts", type=int, default=256)
     options = parser.parse_args()
-    asyncio.run(measure(options.rounds, options.texts))
+    floor_port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.floor", str(floor_port)], stdout=subprocess.PIPE
+    ) as floor:
+        assert floor.stdout is not None
+        floor.stdout.readline()
+        try:
+            asyncio.run(measure(options.rounds, options.texts, floor_port))
+        finally:
+            floor.terminate()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def test_links_inside_the_repository_lead_somewhere(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path):
-    named = re.findall(r"`((?:app|batching|model|bench|tests|docs|deploy|examples)/[\w./-]+)`", page.read_text())
+    named = re.findall(
+        r"`((?:app|batching|model|bench|tests|docs|deploy|examples)/[\w./-]+)`", page.read_text()
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -84,6 +84,10 @@ def _load(load: frames.Load, gateway: socket.socket) -> Encoder | None:
             message = f"cannot load {load.options.source}: {type(error).__name__}: {error}"
         _send(gateway, frames.LoadFailed(message=one_line(message)))
         return None
+    # torch and the model are some hundred thousand objects that stay: a full collection would look through
+    # them all in the middle of a pass.
+    gc.collect()
+    gc.freeze()
     _send(gateway, frames.Ready(info=encoder.info))
     return encoder
 

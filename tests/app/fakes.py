@@ -130,12 +130,14 @@ class FakeEngine:
     def limits(self) -> Limits:
         return Limits(max_pass_tokens=512, fill_tokens=128)
 
-    def queues(self) -> SchedulerStatistics:
-        return SchedulerStatistics(lanes=self.lanes, num_running_passes=0, num_passes=3, num_failed_passes=1)
+    def lane_statistics(self, lane: Lane) -> LaneStatistics:
+        return self.lanes[lane]
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
-            scheduler=self.queues(),
+            scheduler=SchedulerStatistics(
+                lanes=self.lanes, num_running_passes=0, num_passes=3, num_failed_passes=1
+            ),
             workers=(
                 WorkerStatistics(is_ready=True, pid=7, num_restarts=2, num_passes=3, rss_bytes=1_000_000),
             ),
