@@ -1,4 +1,7 @@
-"""All benchmarks of this machine, one after the other: ``make bench``."""
+"""All benchmarks of this machine, one after the other: ``make bench``.
+
+``--rounds`` and ``--texts`` are handed to each of them; without, each has its own default.
+"""
 
 import subprocess
 import sys
@@ -7,7 +10,9 @@ import sys
 def main() -> None:
     for name in ("packing", "gateway", "workers"):
         print(f"\n=== bench.{name}", flush=True)
-        subprocess.run([sys.executable, "-m", f"bench.{name}", *sys.argv[1:]], check=True)
+        code = subprocess.run([sys.executable, "-m", f"bench.{name}", *sys.argv[1:]], check=False).returncode
+        if code:
+            sys.exit(code)
 
 
 if __name__ == "__main__":

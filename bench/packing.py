@@ -1,44 +1,105 @@
 """Packed passes against padded ones, on the same texts, weights and threads, in one run.
 
-    python -m bench.packing [--rounds 7] [--threads 1] [--device cpu] [--dtype float32] [--model minilm]
+    python -m bench.packing [--rounds 5] [--texts 256] [--threads 1] [--device cpu] [--dtype float32] [--model minilm]
 
 Arms, in turn within each round:
-  packed          passes of at most 512 tokens, as the texts come
-  packed again    the control: its ratio to the first must be near 1
-  padded          batches of 32 as the texts come, each padded to its longest
-  sorted padded   the same after sorting all texts by length
-  encode          SentenceTransformer.encode(batch_size=32), which sorts and pads by itself
+  prepare               our tokenising and cutting of passes, taken by itself
+  packed                passes as large as the server's (512 tokens on CPU), as the texts come, with linear layers
+                        prepacked as the server has them (small models on CPU; elsewhere they are plain)
+  packed, plain layers  the same with torch's own linear layers: what packing alone gives
+  encode                SentenceTransformer.encode(batch_size=32), which tokenises, sorts and pads by itself
+  sorted padded         sentence-transformers' forward on batches of 32, sorted by length, padded to the longest
+  padded                the same on batches as the texts come
+  packed again          the control: its ratio to the first must be near 1
+
+Padded arms get their token ids ready made, as packed ones do. Only `encode` tokenises inside its clock; so
+what is compared with it is `prepare` and the packed arm of the same round together.
+
+The padded layers are plain ones. So only "packed, plain layers" differs from a padded arm in nothing but the
+padding and attention; "packed" is what a user of the server gets, and owes a part to the layers.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from bench.report import Ratio, card, is_quiet, lognormal_texts, paired_ratio, save, verdict
-from model import EmbeddingInput, Features, Preparer, find_checkpoint
+from app.engine import CPU_PASS_TOKENS, CUDA_PASS_TOKENS
+from bench.loads import features_of, lognormal_texts, longest_first, token_passes
+from bench.report import Ratio, arguments, averaged, card, paired_ratio, save, verdict
+from model import Features, ModelInfo, Preparer, find_checkpoint
+from model.encoder import TextEncoder
 from model.loading import load_encoder
 from model.worker import LoadOptions
 
-NUM_TEXTS = 256
+Timed = TypeVar("Timed")
+
 BATCH_SIZE = 32
-PASS_TOKENS = {"cpu": 512, "cuda": 8192}
+
+PREPARE = "prepare"
+PACKED, PACKED_AGAIN, PLAIN = "packed", "packed again", "packed, plain layers"
+ENCODE, SORTED_PADDED, PADDED = "encode", "sorted padded", "padded"
 
 
-def token_passes(features: Sequence[Features], max_tokens: int) -> list[list[Features]]:
-    """Cut into passes of at most so many tokens, in the order given."""
-    passes: list[list[Features]] = [[]]
-    for one in features:
-        if passes[-1] and sum(f.num_tokens for f in passes[-1]) + one.num_tokens > max_tokens:
-            passes.append([])
-        passes[-1].append(one)
-    return passes
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Everything loaded, once: what the arms work on and with."""
+
+    texts: Sequence[str]
+    num_tokens: int
+    info: ModelInfo
+    prepare: Callable[[], object]
+    arms: Mapping[str, Callable[[], np.ndarray]]
+    """Each gives the vectors of all texts, ``[N, D]``, in their order."""
+    tolerance: float
 
 
-def padded_encode(
+def load(options: argparse.Namespace) -> Bench:
+    checkpoint = find_checkpoint(options.model)
+    prepacked = LoadOptions(
+        folder=str(checkpoint.folder),
+        source=checkpoint.name,
+        device=options.device,
+        dtype=options.dtype,
+        num_threads=options.threads,
+    )
+    encoder = load_encoder(prepacked, lambda _stage: None)
+    plain_encoder = load_encoder(replace(prepacked, max_prepacked_bytes=0), lambda _stage: None)
+    reference = SentenceTransformer(
+        str(checkpoint.folder), device=options.device, model_kwargs={"dtype": getattr(torch, options.dtype)}
+    )
+    preparer = Preparer(encoder.info)
+    texts = lognormal_texts(options.texts)
+    features = features_of(preparer, texts)
+    max_pass_tokens = CPU_PASS_TOKENS if options.device == "cpu" else CUDA_PASS_TOKENS
+    passes = token_passes(features, max_pass_tokens)
+    return Bench(
+        texts=texts,
+        num_tokens=sum(one.num_tokens for one in features),
+        info=encoder.info,
+        prepare=lambda: token_passes(features_of(preparer, texts), max_pass_tokens),
+        arms={
+            PACKED: lambda: packed_rows(encoder, passes),
+            PLAIN: lambda: packed_rows(plain_encoder, passes),
+            ENCODE: lambda: reference.encode(texts, batch_size=BATCH_SIZE),
+            SORTED_PADDED: lambda: padded_rows(reference, features, longest_first(features)),
+            PADDED: lambda: padded_rows(reference, features, range(len(features))),
+            PACKED_AGAIN: lambda: packed_rows(encoder, passes),
+        },
+        tolerance=1e-5 if options.dtype == "float32" else 2e-2,
+    )
+
+
+def packed_rows(encoder: TextEncoder, passes: Sequence[Sequence[Features]]) -> np.ndarray:
+    return np.concatenate([encoder.encode(one) for one in passes])
+
+
+def padded_rows(
     reference: SentenceTransformer, features: Sequence[Features], order: Sequence[int]
 ) -> np.ndarray:
     """sentence-transformers' own forward on batches of 32 in the given order, padded to their longest."""
@@ -60,83 +121,78 @@ def padded_encode(
     return np.stack(rows)
 
 
+def run_rounds(bench: Bench, num_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each arm in each round; a round before the first warms up."""
+    expected = bench.arms[ENCODE]()
+    seconds: dict[str, list[float]] = {name: [] for name in (PREPARE, *bench.arms)}
+    for number in range(num_rounds + 1):
+        times = {PREPARE: timed(bench.prepare)[0]}
+        for name, arm in bench.arms.items():
+            if number == 0 and name == ENCODE:
+                continue  # warm by now
+            times[name], rows = timed(arm)
+            difference = float(np.abs(rows - expected).max())
+            if not difference <= bench.tolerance:
+                raise SystemExit(f"{name} is off by {difference:.1e}; a fast wrong vector is worth nothing")
+        if number:
+            for name, elapsed_s in times.items():
+                seconds[name].append(elapsed_s)
+    return seconds
+
+
+def timed(work: Callable[[], Timed]) -> tuple[float, Timed]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def throughput_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Ratio]:
+    """Time of theirs over time of ours: throughput of ours over throughput of theirs."""
+    ours = {PACKED: averaged(seconds[PACKED], seconds[PACKED_AGAIN]), PLAIN: seconds[PLAIN]}
+    ratios: dict[str, Ratio] = {}
+    for name, packed_s in ours.items():
+        from_text_s = [a + b for a, b in zip(seconds[PREPARE], packed_s, strict=True)]
+        ratios[f"{name} over {PADDED}"] = paired_ratio(seconds[PADDED], packed_s)
+        ratios[f"{name} over {SORTED_PADDED}"] = paired_ratio(seconds[SORTED_PADDED], packed_s)
+        ratios[f"{PREPARE} + {name} over {ENCODE}"] = paired_ratio(seconds[ENCODE], from_text_s)
+    ratios[f"{PACKED} over {PLAIN}"] = paired_ratio(ours[PLAIN], ours[PACKED])
+    return ratios
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__, rounds=5, texts=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--model", default="minilm")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    bench = load(options)
+    seconds = run_rounds(bench, options.rounds)
 
-    checkpoint = find_checkpoint(options.model)
-    load = LoadOptions(
-        folder=str(checkpoint.folder), source=checkpoint.name, device=options.device, dtype=options.dtype
-    )
-    encoder = load_encoder(load, lambda _stage: None)
-    reference = SentenceTransformer(
-        str(checkpoint.folder), device=options.device, model_kwargs={"dtype": getattr(torch, options.dtype)}
-    )
-    texts = lognormal_texts(NUM_TEXTS)
-    features = [
-        f
-        for f in Preparer(encoder.info).prepare([EmbeddingInput(text=t) for t in texts])
-        if isinstance(f, Features)
-    ]
-    as_they_come = list(range(len(features)))
-    by_length = sorted(as_they_come, key=lambda index: features[index].num_tokens)
-    passes = token_passes(features, PASS_TOKENS[options.device.partition(":")[0]])
-
-    arms: dict[str, Callable[[], np.ndarray]] = {
-        "packed": lambda: np.concatenate([encoder.encode(one) for one in passes]),
-        "packed again": lambda: np.concatenate([encoder.encode(one) for one in passes]),
-        "padded": lambda: padded_encode(reference, features, as_they_come),
-        "sorted padded": lambda: padded_encode(reference, features, by_length),
-        "encode": lambda: reference.encode(texts, batch_size=BATCH_SIZE),
-    }
-    expected = reference.encode(texts)
-    tolerance = 1e-5 if options.dtype == "float32" else 2e-2
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for round_number in range(options.rounds + 1):
-        for name, arm in arms.items():
-            started = time.perf_counter()
-            rows = arm()
-            elapsed = time.perf_counter() - started
-            difference = float(np.abs(rows - expected).max())
-            if difference > tolerance:
-                raise SystemExit(f"{name} is off by {difference:.1e}; a fast wrong vector is worth nothing")
-            if round_number:  # the first round warms up
-                seconds[name].append(elapsed)
-
-    num_tokens = sum(f.num_tokens for f in features)
-    control = paired_ratio(seconds["packed again"], seconds["packed"])
-    ratios: dict[str, Ratio] = {
-        f"packed over {name}": paired_ratio(seconds[name], seconds["packed"])
-        for name in ("padded", "sorted padded", "encode")
-    }
-    print(f"{len(texts)} texts, {num_tokens} tokens, {options.threads} threads; {options.dtype}")
+    control = paired_ratio(seconds[PACKED_AGAIN], seconds[PACKED])
+    ratios = throughput_ratios(seconds)
+    num_texts = len(bench.texts)
+    print(f"{num_texts} texts, {bench.num_tokens} tokens, {options.threads} threads, {options.dtype}")
     for name, times in seconds.items():
         middle_s = float(np.median(times))
-        print(f"  {name:<14} {len(texts) / middle_s:7.1f} texts/s  {num_tokens / middle_s:8.0f} tokens/s")
-    print(f"  control (packed over itself) {control}: {verdict(control)}")
+        print(
+            f"  {name:<20} {num_texts / middle_s:9.1f} texts/s  {bench.num_tokens / middle_s:10.0f} tokens/s"
+        )
+    print(f"  control (packed over itself)                   {control}: {verdict(control)}")
     for name, ratio in ratios.items():
-        print(f"  {name:<28} {ratio}")
-    path = save(
+        print(f"  {name:<46} {ratio}")
+    save(
         f"packing-{options.device.partition(':')[0]}-{options.dtype}",
+        control,
         {
             "card": card(),
-            "model": encoder.info.source,
-            "packing": encoder.info.packing_note,
-            "load": {"texts": len(texts), "tokens": num_tokens, "threads": options.threads},
-            "is_quiet": is_quiet(control),
-            "control": control,
+            "model": bench.info.source,
+            "packing": bench.info.packing_note,
+            "load": {"texts": num_texts, "tokens": bench.num_tokens, "threads": options.threads},
             "throughput_ratios": ratios,
         },
     )
-    print(f"written to {path}")
 
 
 if __name__ == "__main__":

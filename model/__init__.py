@@ -4,7 +4,7 @@ What is exported here needs no torch: it is what the gateway process uses. The e
 (``model.loading``) is imported by worker processes alone.
 """
 
-from model.checkpoint import Checkpoint, find_card, find_checkpoint
+from model.checkpoint import Checkpoint, find_card, find_checkpoint, names_of
 from model.errors import (
     CheckpointError,
     InputError,
@@ -45,5 +45,6 @@ __all__ = [
     "WorkerError",
     "find_card",
     "find_checkpoint",
+    "names_of",
     "resolve_prompt",
 ]

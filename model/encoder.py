@@ -1,6 +1,6 @@
 """Turns the features of one pass into vectors: one packed forward, pooling, head, single precision.
 
-Where packing does not work for an architecture (``probe_packing`` decides at load), the same pass runs in
+Where packing does not work for an architecture (``Backbone`` tries at load), the same pass runs in
 length-bucketed padded batches. Either way what follows sees one row of tokens, without padding.
 
 Shapes: T tokens of the pass, B sequences, L tokens of the longest of a bucket, D embedding dimension.
@@ -23,107 +23,143 @@ from model.types import Features, ModelInfo
 MAX_PADDED_SHARE = 0.15
 """A padded bucket ends where more of it than this would be padding."""
 
-# How far a packed hidden state may be from the same sequence alone, relative to the largest: rounding of
-# another order of additions. Measured on random checkpoints of 12 architectures: up to 4e-6 in float32.
-_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-_PROBE_LENGTHS = (7, 150, 33, 33)
-"""Longer than common attention windows, and two of a length, which share one attention call."""
+# How far a sequence among others may be from itself alone (see ``_disagreement``). Rounding in another order
+# gives 1e-6 in float32 and some 1e-2 in half precision; a sequence that sees its neighbours, 0.3 and more.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_PROBE_LENGTHS = (7, 150, 33, 33, 36)
+"""Longer than common attention windows; two of a length, which share one attention call; and two that
+would share a padded bucket."""
 
 
 class Backbone:
-    """A transformers model that gives one hidden state a token, packed or padded."""
+    """A transformers model that gives one hidden state a token, packed or padded.
+
+    Its law: a sequence among others gives what it gives alone, or the way of computing that breaks it is
+    not used. Random sequences are tried at load, because some architectures ignore the attention interface
+    (MPNet, DeBERTa) and some leak through their own padding (MobileBERT, FNet), without a word.
+    """
 
     def __init__(self, transformer: Any, *, pad_id: int) -> None:
         self._transformer = transformer
         self._pad_id = pad_id
         self._own_attention: str | None = getattr(transformer.config, "_attn_implementation", None)
-        self._first_position = _first_position(transformer)
+        self._padding_idx = position_padding_idx(transformer)
         accepted = inspect.signature(transformer.forward).parameters
         # Decoders would otherwise build a cache of keys and values that nobody reads.
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
+        self._max_padded_share = MAX_PADDED_SHARE
         self.device = next(transformer.parameters()).device
         self.is_packed = False
-        self.packing_note = "not probed"
+        self.packing_note = "not tried"
 
     def hidden_states(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Tensor:
         """Hidden states of all sequences laid end to end, ``[T, hidden]``."""
-        return self._packed_states(sequences) if self.is_packed else self._padded_states(sequences)
+        if not self.is_packed:
+            return self._padded_states(sequences)
+        with packed([len(sequence) for sequence in sequences]):
+            return self._packed_states(sequences)
 
-    def use_packing(self, *, max_tokens: int, special_ids: Sequence[int], vocab_size: int) -> None:
-        """Switch to packed rows if they give what each sequence gives alone, and say why if they do not.
+    def choose_passes(
+        self, *, max_tokens: int, special_ids: Sequence[int], vocab_size: int, may_pack: bool
+    ) -> None:
+        """Try packed rows on random sequences, and padded batches where those fail; the note tells."""
+        sequences = self._probe_sequences(max_tokens, special_ids, vocab_size)
+        alone_TD = torch.cat([self._padded_states([sequence]) for sequence in sequences])
+        tolerance = _TOLERANCE[alone_TD.dtype]
+        refusal = self._try_packing(sequences, alone_TD, tolerance) if may_pack else "padding was asked for"
+        if refusal is None:
+            return
+        self._transformer.set_attn_implementation(self._own_attention)
+        self.is_packed, self.packing_note = False, refusal
+        if not _disagreement(self._padded_states(sequences), alone_TD) <= tolerance:
+            self._max_padded_share = 0
+            self.packing_note += "; padding changes its results, so only texts of equal length share a batch"
 
-        The law of the gate: the packed result is compared with the model's own attention on random
-        sequences, and the registered function must have been called. Some architectures ignore the
-        interface (MPNet, DeBERTa), and would let sequences of a row see each other without a word.
-        """
+    def _probe_sequences(
+        self, max_tokens: int, special_ids: Sequence[int], vocab_size: int
+    ) -> list[npt.NDArray[np.int32]]:
         random = np.random.default_rng(0)
         ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), np.array(special_ids, dtype=np.int32))
-        sequences = [
-            random.choice(ordinary, size=min(length, max_tokens)).astype(np.int32)
-            for length in _PROBE_LENGTHS
-        ]
-        alone_TD = torch.cat([self._padded_states([sequence]) for sequence in sequences])
+        lengths = [min(length, max_tokens) for length in _PROBE_LENGTHS]
+        sequences = [random.choice(ordinary, size=length).astype(np.int32) for length in lengths]
+        # A padding token may stand in a text, and RoBERTa's line does not count it as a position.
+        sequences[1][len(sequences[1]) // 2] = self._pad_id
+        return sequences
+
+    def _try_packing(
+        self, sequences: Sequence[npt.NDArray[np.int32]], alone_TD: Tensor, tolerance: float
+    ) -> str | None:
+        """Switch to packed rows, or return why not."""
         try:
             self._transformer.set_attn_implementation(PACKED_ATTENTION)
             with packed([len(sequence) for sequence in sequences]) as segments:
-                together_TD = self._forward_row(sequences)
+                together_TD = self._packed_states(sequences)
+        except PackingUnsupportedError as error:
+            return str(error)
         except Exception as error:
             # Whatever an architecture makes of the row or of the name, the answer is the same: pad.
-            self._refuse_packing(_refusal(error))
-            return
-        difference = float(
-            (together_TD.float() - alone_TD.float()).abs().max() / alone_TD.float().abs().max()
-        )
-        tolerance = _PROBE_TOLERANCE[alone_TD.dtype]
+            return f"the architecture does not take a packed row ({type(error).__name__})"
         if segments.num_attention_calls == 0:
-            self._refuse_packing("the architecture does not call the registered attention function")
-        elif not difference <= tolerance:
-            self._refuse_packing(f"packed differs from single by {difference:.1e}, more than {tolerance:.0e}")
-        else:
-            self.is_packed, self.packing_note = True, f"packed equals single to {difference:.0e}"
-
-    def _refuse_packing(self, why: str) -> None:
-        self._transformer.set_attn_implementation(self._own_attention)
-        self.is_packed, self.packing_note = False, why
-
-    def _packed_states(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Tensor:
-        with packed([len(sequence) for sequence in sequences]):
-            return self._forward_row(sequences)
+            return "the architecture does not call the registered attention function"
+        disagreement = _disagreement(together_TD, alone_TD)
+        if not disagreement <= tolerance:
+            return (
+                f"packed differs from single by {disagreement:.1e} of the spread, more than {tolerance:.0e}"
+            )
+        self.is_packed, self.packing_note = True, f"packed equals single to {disagreement:.0e} of the spread"
+        return None
 
     @torch.inference_mode()
-    def _forward_row(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Tensor:
-        lengths = [len(sequence) for sequence in sequences]
-        row_1T = torch.from_numpy(np.concatenate(sequences).astype(np.int64)).unsqueeze(0).to(self.device)
-        positions_1T = position_ids(lengths, first=self._first_position, device=self.device)
-        output = self._transformer(input_ids=row_1T, position_ids=positions_1T, **self._options)
+    def _packed_states(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Tensor:
+        row_T = np.concatenate(sequences).astype(np.int64)
+        positions_T = position_ids(sequences, padding_idx=self._padding_idx)
+        output = self._transformer(
+            input_ids=torch.from_numpy(row_T).unsqueeze(0).to(self.device),
+            position_ids=torch.from_numpy(positions_T).unsqueeze(0).to(self.device),
+            **self._options,
+        )
         return output.last_hidden_state[0]
 
     @torch.inference_mode()
     def _padded_states(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Tensor:
         states: list[Tensor | None] = [None] * len(sequences)
-        for bucket in padded_buckets([len(sequence) for sequence in sequences]):
-            longest = max(len(sequences[index]) for index in bucket)
-            ids_BL = torch.full((len(bucket), longest), self._pad_id, dtype=torch.int64)
+        lengths = [len(sequence) for sequence in sequences]
+        for bucket in padded_buckets(lengths, max_padded_share=self._max_padded_share):
+            ids_BL = torch.full((len(bucket), max(lengths[index] for index in bucket)), self._pad_id)
             mask_BL = torch.zeros_like(ids_BL)
             for row, index in enumerate(bucket):
-                length = len(sequences[index])
-                ids_BL[row, :length] = torch.from_numpy(sequences[index])
-                mask_BL[row, :length] = 1
+                ids_BL[row, : lengths[index]] = torch.from_numpy(sequences[index])
+                mask_BL[row, : lengths[index]] = 1
             output = self._transformer(
                 input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device), **self._options
             )
             for row, index in enumerate(bucket):
-                states[index] = output.last_hidden_state[row, : len(sequences[index])]
+                states[index] = output.last_hidden_state[row, : lengths[index]]
         return torch.cat([state for state in states if state is not None])
 
 
-def padded_buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _disagreement(actual_TD: Tensor, expected_TD: Tensor) -> float:
+    """How far apart two computations of the same hidden states are.
+
+    For each dimension the root mean square of the difference, in units of that dimension's spread over the
+    tokens; of these the median. Neither one dimension with huge values, as many models have, nor the common
+    offset of all tokens can hide that tokens see what they should not.
+    """
+    actual_TD, expected_TD = actual_TD.float(), expected_TD.float()
+    rms_D = (actual_TD - expected_TD).square().mean(dim=0).sqrt()
+    spread_D = expected_TD.std(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    return float((rms_D / spread_D).median())
+
+
+def padded_buckets(
+    lengths: Sequence[int], *, max_padded_share: float = MAX_PADDED_SHARE
+) -> Iterator[list[int]]:
     """Indices of sequences that go together in padded batches, shortest first, little padding in each."""
     bucket: list[int] = []
     num_real = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         num_padded = lengths[index] * (len(bucket) + 1)
-        if bucket and num_padded - (num_real + lengths[index]) > MAX_PADDED_SHARE * num_padded:
+        if bucket and num_padded - (num_real + lengths[index]) > max_padded_share * num_padded:
             yield bucket
             bucket, num_real = [], 0
         bucket.append(index)
@@ -132,18 +168,12 @@ def padded_buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield bucket
 
 
-def _first_position(transformer: Any) -> int:
-    """Position id of a sequence's first token. RoBERTa's line counts from ``padding_idx + 1``."""
+def position_padding_idx(transformer: Any) -> int | None:
+    """The padding id from which RoBERTa's line counts its positions; ``None`` where they count from 0."""
     embeddings = getattr(transformer, "embeddings", None)
-    counts_from_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
-    padding_idx = getattr(embeddings, "padding_idx", None)
-    return padding_idx + 1 if counts_from_padding and padding_idx is not None else 0
-
-
-def _refusal(error: Exception) -> str:
-    if isinstance(error, PackingUnsupportedError):
-        return str(error)
-    return f"the architecture does not take a packed row ({type(error).__name__})"
+    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return None
+    return getattr(embeddings, "padding_idx", None)
 
 
 class TextEncoder:

@@ -18,12 +18,11 @@ import torch
 import transformers
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
-from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from model.checkpoint import find_card
-from model.encoder import Backbone, TextEncoder
+from model.checkpoint import Card, file_sha256, find_card
+from model.encoder import Backbone, TextEncoder, position_padding_idx
 from model.errors import CheckpointError
 from model.families.family import HeadKind, Recipe
 from model.head import load_head
@@ -32,11 +31,17 @@ from model.registry import find_family
 from model.types import Features, ModelInfo
 from model.worker.protocol import LoadOptions, OnStage
 
-# Gemma's activations overflow float16 (EmbeddingGemma's card says bfloat16 or float32).
-FLOAT16_FORBIDDEN = frozenset({"gemma3_text", "gemma2", "gemma"})
+# Gemma's activations overflow float16 (EmbeddingGemma's card says bfloat16 or float32), and so do T5's
+# feed-forward layers (transformers keeps them in float32 for that).
+FLOAT16_FORBIDDEN = frozenset({"gemma3_text", "gemma2", "gemma", "t5", "mt5", "umt5"})
 
-_SAMPLED_BYTES = 64 * 1024
-_NUM_SAMPLES = 64
+# Encoder-decoders of which only the encoder embeds, whether or not their configuration says so.
+_ENCODER_ONLY = frozenset({"t5", "mt5", "umt5", "t5gemma"})
+
+_SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_NO_LIMIT = 1_000_000
+"""Tokenizers that know no limit say so by an astronomic one."""
 
 
 def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
@@ -62,20 +67,20 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
             f"{options.source}: the tokenizer has {len(tokenizer)} ids, the model embeds {vocab_size}; "
             "files of two models are mixed"
         )
-    max_tokens = _max_tokens(options, recipe, config, tokenizer)
-
-    on_stage("probing packed passes")
-    backbone = Backbone(transformer, pad_id=tokenizer.pad_token_id or 0)
-    if options.pad_passes:
-        backbone.packing_note = "padding was asked for"
-    else:
-        backbone.use_packing(
-            max_tokens=max_tokens, special_ids=tokenizer.all_special_ids, vocab_size=len(tokenizer)
+    max_tokens = _max_tokens(options, recipe, config, transformer, tokenizer)
+    card = find_card(options.source)
+    with _gate(f"{options.source}: a trial pass failed"):
+        on_stage("trying packed passes")
+        backbone = Backbone(transformer, pad_id=tokenizer.pad_token_id or 0)
+        backbone.choose_passes(
+            max_tokens=max_tokens,
+            special_ids=tokenizer.all_special_ids,
+            vocab_size=len(tokenizer),
+            may_pack=not options.pad_passes,
         )
 
     tokenizer_json = _tokenizer_json(tokenizer, lowercase=recipe.lowercase)
     device = backbone.device
-    card = find_card(options.source)
     info = ModelInfo(
         source=options.source,
         family=recipe.family,
@@ -93,7 +98,7 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
         prompts=recipe.prompts,
         default_prompt_name=recipe.default_prompt_name,
         include_prompt=recipe.include_prompt,
-        matryoshka_dimensions=options.matryoshka_dimensions or card.matryoshka_dimensions,
+        matryoshka_dimensions=(),
         tokenizer_json=tokenizer_json,
         fingerprint=_fingerprint(recipe, tokenizer_json, dtype, max_tokens),
         license=card.license,
@@ -106,8 +111,25 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
         info=info,
     )
     on_stage("warming up")
-    encoder.info = replace(info, dimension=_checked_dimension(encoder, options, max_tokens))
+    with _gate(f"{options.source}: a trial pass failed"):
+        dimension = _checked_dimension(encoder, recipe, options, max_tokens)
+    encoder.info = replace(
+        info,
+        dimension=dimension,
+        matryoshka_dimensions=_matryoshka_dimensions(options, card, dimension),
+    )
     return encoder
+
+
+@contextmanager
+def _gate(what: str) -> Generator[None]:
+    """Whatever a strange checkpoint makes of the block is a refusal in one line, not a crash."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what} ({type(error).__name__}: {_first_line(error)})") from error
 
 
 def _load_config(folder: Path) -> PretrainedConfig:
@@ -124,10 +146,15 @@ def _load_config(folder: Path) -> PretrainedConfig:
 
 
 def _resolve_dtype(options: LoadOptions, config: PretrainedConfig) -> torch.dtype:
+    is_half_forbidden = config.model_type in FLOAT16_FORBIDDEN
+    if options.dtype == "auto":
+        if not options.device.startswith("cuda"):
+            return torch.float32
+        return torch.bfloat16 if is_half_forbidden else torch.float16
     dtype = getattr(torch, options.dtype, None)
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if dtype not in _SERVED_DTYPES:
         raise CheckpointError(f"dtype {options.dtype!r} is not one of float32, bfloat16, float16")
-    if dtype is torch.float16 and config.model_type in FLOAT16_FORBIDDEN:
+    if dtype is torch.float16 and is_half_forbidden:
         raise CheckpointError(
             f"{config.model_type} models overflow in float16; start with --dtype bfloat16 or float32"
         )
@@ -153,8 +180,10 @@ def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dty
     folder = recipe.transformer_folder
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} has no weights in safetensors; weights in pickles are never loaded")
-    # Of an encoder-decoder only the encoder embeds.
-    auto_class = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder} holds an adapter; merge it into its model before serving it")
+    is_encoder_only = config.is_encoder_decoder or config.model_type in _ENCODER_ONLY
+    auto_class = AutoModelForTextEncoding if is_encoder_only else AutoModel
     try:
         transformer, keys = auto_class.from_pretrained(
             folder,
@@ -171,16 +200,16 @@ def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dty
     except (ValueError, OSError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
     _check_keys(transformer, keys, folder)
-    # A pooler's output is not what any sentence-transformers pooling reads.
-    if getattr(transformer, "pooler", None) is not None:
-        transformer.pooler = None
     try:
         return transformer.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"the model cannot be moved to {device}: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"the model cannot be moved to {device}: {_first_line(error)}; start with --device cpu, "
+            "a smaller --dtype, or a build of torch for this device"
+        ) from error
 
 
-def _check_keys(transformer: nn.Module, keys: Any, folder: Path) -> None:
+def _check_keys(transformer: Any, keys: Any, folder: Path) -> None:
     """Every weight that computes must come from the file, and none of the file's may be left out of them."""
     missing = sorted(key for key in keys["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -193,9 +222,13 @@ def _check_keys(transformer: nn.Module, keys: Any, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} has weights of another shape than its config.json says, the first is {mismatched[0]}"
         )
+    own_prefix = f"{transformer.base_model_prefix}."
     parts = tuple(f"{name}." for name, _ in transformer.named_children() if name != "pooler")
     left_over = sorted(
-        key for key in keys["unexpected_keys"] if key.startswith(parts) and not key.endswith("position_ids")
+        key
+        for key in keys["unexpected_keys"]
+        if (key.removeprefix(own_prefix).startswith(parts) or "lora_" in key or "adapter" in key)
+        and not key.endswith("position_ids")
     )
     if left_over:
         raise CheckpointError(
@@ -204,21 +237,30 @@ def _check_keys(transformer: nn.Module, keys: Any, folder: Path) -> None:
         )
 
 
-def _max_tokens(options: LoadOptions, recipe: Recipe, config: PretrainedConfig, tokenizer: Any) -> int:
+def _max_tokens(
+    options: LoadOptions, recipe: Recipe, config: PretrainedConfig, transformer: Any, tokenizer: Any
+) -> int:
     """The least of what was asked for, the checkpoint's own limit, and the positions it has."""
-    positions = getattr(config, "max_position_embeddings", None)
     limits = [recipe.max_tokens or tokenizer.model_max_length, options.max_tokens]
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa's line uses the first rows of its table for padding.
-        has_offset = "roberta" in config.model_type or config.model_type in (
-            "camembert",
-            "mpnet",
-            "xlm-roberta-xl",
+    num_positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(num_positions, int) and num_positions > 0:
+        # RoBERTa's line keeps the first rows of its table for padding.
+        padding_idx = position_padding_idx(transformer)
+        limits.append(num_positions - (0 if padding_idx is None else padding_idx + 1))
+    max_tokens = min(int(limit) for limit in limits if limit)
+    if max_tokens > _NO_LIMIT:
+        raise CheckpointError(f"{options.source} does not say how many tokens it reads; give --max-tokens")
+    return max_tokens
+
+
+def _matryoshka_dimensions(options: LoadOptions, card: Card, dimension: int) -> tuple[int, ...]:
+    too_large = [size for size in options.matryoshka_dimensions if not 0 < size <= dimension]
+    if too_large:
+        raise CheckpointError(
+            f"dimensions: {options.source} gives vectors of {dimension}, not of {too_large[0]}"
         )
-        limits.append(
-            positions - (config.pad_token_id + 1 if has_offset and config.pad_token_id is not None else 0)
-        )
-    return min(int(limit) for limit in limits if limit)
+    sizes = options.matryoshka_dimensions or card.matryoshka_dimensions
+    return tuple(sorted({size for size in sizes if size < dimension}, reverse=True))
 
 
 def _tokenizer_json(tokenizer: Any, *, lowercase: bool) -> str:
@@ -230,58 +272,44 @@ def _tokenizer_json(tokenizer: Any, *, lowercase: bool) -> str:
     return backend.to_str()
 
 
-def _checked_dimension(encoder: TextEncoder, options: LoadOptions, max_tokens: int) -> int:
-    """Run the smallest and the longest input; returns D."""
+def _checked_dimension(encoder: TextEncoder, recipe: Recipe, options: LoadOptions, max_tokens: int) -> int:
+    """Run the smallest and a long input; returns D, which must be what the checkpoint says."""
     token_id = min(1, encoder.info.vocab_size - 1)
     shortest = Features(token_ids=np.array([token_id], dtype=np.int32))
     longest = Features(token_ids=np.full(min(max_tokens, 512), token_id, dtype=np.int32))
     rows_BD = encoder.encode([shortest, longest])
-    if rows_BD.ndim != 2 or not np.isfinite(rows_BD).all():
+    if not np.isfinite(rows_BD).all():
         raise CheckpointError(
-            f"{options.source} gives vectors that are not finite in {options.dtype}; start with --dtype "
-            "float32 or bfloat16"
+            f"{options.source} gives vectors that are not finite in {encoder.info.dtype}; "
+            "start with --dtype float32 or bfloat16"
         )
-    return int(rows_BD.shape[1])
+    dimension = int(rows_BD.shape[1])
+    if recipe.dimension not in (None, dimension):
+        raise CheckpointError(
+            f"{options.source} gives vectors of {dimension}, but its own files say {recipe.dimension}"
+        )
+    return dimension
 
 
 def _fingerprint(recipe: Recipe, tokenizer_json: str, dtype: torch.dtype, max_tokens: int) -> str:
-    """sha256 over everything that changes a vector.
-
-    Weights enter by their safetensors header and by samples spread over each file, so that tens of
-    gigabytes need not be read at every start; any retraining changes all of them.
-    """
-    digest = hashlib.sha256()
+    """sha256 over everything that changes a vector, every byte of the weights included."""
     described = asdict(recipe)
     described["transformer_folder"] = ""
     described["head"] = [{**asdict(module), "folder": module.folder.name} for module in recipe.head]
+    folders = {recipe.transformer_folder: "", **{module.folder: module.folder.name for module in recipe.head}}
     described |= {
         "dtype": str(dtype),
         "max_tokens": max_tokens,
         "tokenizer": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
-        "config": hashlib.sha256((recipe.transformer_folder / "config.json").read_bytes()).hexdigest(),
+        "config": file_sha256(recipe.transformer_folder / "config.json"),
         "transformers": transformers.__version__,
+        "weights": sorted(
+            (name, file.name, file_sha256(file))
+            for folder, name in folders.items()
+            for file in folder.glob("*.safetensors")
+        ),
     }
-    digest.update(json.dumps(described, sort_keys=True).encode())
-    folders = {recipe.transformer_folder, *(module.folder for module in recipe.head)}
-    for file in sorted(
-        file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors")
-    ):
-        for sample in _samples(file):
-            digest.update(sample)
-    return digest.hexdigest()
-
-
-def _samples(file: Path) -> Iterator[bytes]:
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        if size <= _NUM_SAMPLES * _SAMPLED_BYTES:
-            yield content.read()
-            return
-        header_bytes = int.from_bytes(content.read(8), "little")
-        yield content.read(header_bytes)
-        for index in range(_NUM_SAMPLES):
-            content.seek(index * (size - _SAMPLED_BYTES) // (_NUM_SAMPLES - 1))
-            yield content.read(_SAMPLED_BYTES)
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

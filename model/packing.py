@@ -7,7 +7,7 @@ registered with transformers' ``AttentionInterface``, which learns where the seq
 variable, because some architectures do not hand extra keyword arguments down to their layers.
 
 Law of this file: whatever the function does not understand is an error, never ignored. The probe at load
-(``probe_packing``) turns such an error, or a wrong result, into length-bucketed padding.
+(``Backbone.use_packing``) turns such an error, or a wrong result, into length-bucketed padding.
 
 Shapes: T tokens of the row, B sequences, L tokens of one sequence, H query heads, G key and value heads,
 d head size.
@@ -22,6 +22,8 @@ from functools import cache
 from itertools import accumulate, groupby
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,27 +56,42 @@ class Run:
         return self.start + self.count * self.length
 
 
-@dataclass(slots=True)
 class Segments:
-    """Where the sequences of the row lie."""
+    """Where the sequences of one row lie. Worked out once a pass, asked by every layer."""
 
-    lengths: tuple[int, ...]
-    num_attention_calls: int = 0
-    """Counted so that the probe knows whether the model called the function at all."""
-
-    def runs(self) -> tuple[Run, ...]:
-        """The row as runs of equal length, in order."""
-        runs: list[Run] = []
-        start = 0
-        for length, group in groupby(self.lengths):
-            run = Run(start, len(list(group)), length)
-            runs.append(run)
-            start = run.stop
-        return tuple(runs)
-
-    def offsets(self) -> tuple[int, ...]:
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.longest = max(lengths)
+        self.offsets = (0, *accumulate(lengths))
         """``B + 1`` token indices: where each sequence starts, and the end of the row."""
-        return (0, *accumulate(self.lengths))
+        self.runs = _runs(lengths)
+        self.num_attention_calls = 0
+        """Counted so that the probe knows whether the model called the function at all."""
+        self._offsets_on: dict[torch.device, Tensor] = {}
+        self._window_masks: dict[tuple[int, int, bool], Tensor] = {}
+
+    def offsets_on(self, device: torch.device) -> Tensor:
+        """The offsets as the kernels want them, int32."""
+        if device not in self._offsets_on:
+            self._offsets_on[device] = torch.tensor(self.offsets, dtype=torch.int32).to(device)
+        return self._offsets_on[device]
+
+    def window_mask(self, length: int, window: int, is_causal: bool, device: torch.device) -> Tensor:
+        """``[L, L]``, true where a query (row) sees a key (column): less than ``window`` away."""
+        key = (length, window, is_causal)
+        if key not in self._window_masks:
+            mask_LL = torch.ones((length, length), dtype=torch.bool, device=device)
+            self._window_masks[key] = mask_LL.tril(0 if is_causal else window - 1).triu(1 - window)
+        return self._window_masks[key]
+
+
+def _runs(lengths: Sequence[int]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    start = 0
+    for length, group in groupby(lengths):
+        run = Run(start, len(list(group)), length)
+        runs.append(run)
+        start = run.stop
+    return tuple(runs)
 
 
 _segments: ContextVar[Segments] = ContextVar("segments")
@@ -83,7 +100,7 @@ _segments: ContextVar[Segments] = ContextVar("segments")
 @contextmanager
 def packed(lengths: Sequence[int]) -> Generator[Segments]:
     """Within the block, the registered attention function works on a row of sequences of these lengths."""
-    segments = Segments(tuple(lengths))
+    segments = Segments(lengths)
     token = _segments.set(segments)
     try:
         yield segments
@@ -91,18 +108,35 @@ def packed(lengths: Sequence[int]) -> Generator[Segments]:
         _segments.reset(token)
 
 
-def position_ids(lengths: Sequence[int], *, first: int, device: torch.device) -> Tensor:
-    """Positions that start again with each sequence.
+def position_ids(
+    sequences: Sequence[npt.NDArray[np.int32]], *, padding_idx: int | None
+) -> npt.NDArray[np.int64]:
+    """Positions of the tokens of a row, which start again with each sequence.
 
     Args:
-        lengths: Tokens of each sequence.
-        first: Position of a sequence's first token: 0, or ``padding_idx + 1`` in RoBERTa's line.
-        device: Where the result lives.
+        sequences: Token ids of each sequence.
+        padding_idx: In RoBERTa's line, the padding token's id: positions count the other tokens from
+            ``padding_idx + 1``, and a padding token that stands in a text has the position
+            ``padding_idx``. ``None`` elsewhere: positions count from 0.
 
     Returns:
-        ``[1, T]``, int64.
+        ``[T]``.
     """
-    return torch.cat([torch.arange(first, first + length) for length in lengths]).unsqueeze(0).to(device)
+    if padding_idx is None:
+        return np.concatenate([np.arange(len(sequence)) for sequence in sequences])
+    is_text = [sequence != padding_idx for sequence in sequences]
+    return np.concatenate([np.cumsum(is_real) * is_real + padding_idx for is_real in is_text])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Who sees whom inside a sequence, and how scores are scaled."""
+
+    scaling: float | None
+    is_causal: bool
+    sliding_window: int | None
+    """FlashAttention's: a token sees ``sliding_window - 1`` neighbours on each side, or to its left where
+    attention is causal."""
 
 
 def packed_attention(
@@ -119,8 +153,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention of each sequence of the row to itself, in the signature of transformers' interface.
 
-    Key and value heads come unrepeated. ``sliding_window`` is FlashAttention's: a token sees
-    ``sliding_window - 1`` neighbours on each side, or to its left where attention is causal.
+    Key and value heads come unrepeated.
 
     Returns:
         ``[1, T, H, d]`` and no attention weights.
@@ -136,55 +169,45 @@ def packed_attention(
     for name in ("softcap", "s_aux", "position_bias", "head_mask"):
         if extras.get(name) is not None:
             raise PackingUnsupportedError(f"the model's attention uses {name}")
-    causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
-    if _varlen_fits(query_1HTd):
-        return _varlen_attention(
-            query_1HTd, key_1GTd, value_1GTd, segments, scaling, causal, sliding_window
-        ), None
-    return _segment_attention(
-        query_1HTd, key_1GTd, value_1GTd, segments, scaling, causal, sliding_window
-    ), None
-
-
-def _segment_attention(
-    query_1HTd: Tensor,
-    key_1GTd: Tensor,
-    value_1GTd: Tensor,
-    segments: Segments,
-    scaling: float | None,
-    causal: bool,
-    sliding_window: int | None,
-) -> Tensor:
-    """One SDPA call a run. On CPU this beats one masked call over the row by 2 to 4 times (T = 2137)."""
+    rule = Rule(
+        scaling=scaling,
+        is_causal=is_causal if is_causal is not None else bool(getattr(module, "is_causal", True)),
+        sliding_window=sliding_window,
+    )
+    attend = _varlen_attention if _varlen_fits(query_1HTd) else _segment_attention
     query_THd, key_TGd, value_TGd = (
         states[0].transpose(0, 1) for states in (query_1HTd, key_1GTd, value_1GTd)
     )
+    return attend(query_THd, key_TGd, value_TGd, segments, rule).unsqueeze(0), None
+
+
+def _segment_attention(
+    query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor, segments: Segments, rule: Rule
+) -> Tensor:
+    """``[T, H, d]`` by one SDPA call a run.
+
+    On CPU this beats one masked call over the row by 2 to 4 times (T = 2137).
+    """
     out_THd = torch.empty_like(query_THd, memory_format=torch.contiguous_format)
     enable_gqa = key_TGd.shape[1] != query_THd.shape[1]
-    for run in segments.runs():
-        window = sliding_window if sliding_window is not None and sliding_window <= run.length - 1 else None
-        mask_LL = None if window is None else _window_mask(run.length, window, causal, query_THd.device)
+    for run in segments.runs:
+        mask_LL = None
+        if rule.sliding_window is not None and rule.sliding_window < run.length:
+            mask_LL = segments.window_mask(run.length, rule.sliding_window, rule.is_causal, query_THd.device)
         attended = F.scaled_dot_product_attention(
             *(_run_heads(states, run) for states in (query_THd, key_TGd, value_TGd)),
             attn_mask=mask_LL,
-            is_causal=causal and mask_LL is None,
-            scale=scaling,
+            is_causal=rule.is_causal and mask_LL is None,
+            scale=rule.scaling,
             enable_gqa=enable_gqa,
         )
         _run_heads(out_THd, run).copy_(attended)
-    return out_THd.unsqueeze(0)
+    return out_THd
 
 
 def _run_heads(states_THd: Tensor, run: Run) -> Tensor:
     """The run's part of the row as a batch for SDPA: a view ``[count, heads, L, d]``."""
     return states_THd[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
-
-
-def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """``[L, L]``, true where a query (row) sees a key (column)."""
-    distance_LL = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    near_LL = distance_LL.abs() < window
-    return near_LL & (distance_LL >= 0) if causal else near_LL
 
 
 def _varlen_fits(query_1HTd: Tensor) -> bool:
@@ -208,22 +231,13 @@ def _varlen_parameters() -> frozenset[str]:
 
 
 def _varlen_attention(
-    query_1HTd: Tensor,
-    key_1GTd: Tensor,
-    value_1GTd: Tensor,
-    segments: Segments,
-    scaling: float | None,
-    causal: bool,
-    sliding_window: int | None,
+    query_THd: Tensor, key_TGd: Tensor, value_TGd: Tensor, segments: Segments, rule: Rule
 ) -> Tensor:
-    """One kernel for the whole row (CUDA, half precision)."""
+    """``[T, H, d]`` by one kernel for the whole row (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    query_THd, key_TGd, value_TGd = (
-        states[0].transpose(0, 1) for states in (query_1HTd, key_1GTd, value_1GTd)
-    )
-    reach = -1 if sliding_window is None else sliding_window - 1
-    options: dict[str, Any] = {"scale": scaling, "window_size": (reach, 0 if causal else reach)}
+    reach = -1 if rule.sliding_window is None else rule.sliding_window - 1
+    options: dict[str, Any] = {"scale": rule.scaling, "window_size": (reach, 0 if rule.is_causal else reach)}
     group_size = query_THd.shape[1] // key_TGd.shape[1]
     if group_size > 1:
         if "enable_gqa" in _varlen_parameters():
@@ -233,11 +247,11 @@ def _varlen_attention(
     if "num_splits" in _varlen_parameters():
         # One split keeps a sequence's result independent of its neighbours in the row.
         options["num_splits"] = 1
-    offsets = torch.tensor(segments.offsets(), dtype=torch.int32).to(query_THd.device, non_blocking=True)
-    longest = max(segments.lengths)
+    offsets = segments.offsets_on(query_THd.device)
+    longest = segments.longest
     out_THd = varlen_attn(query_THd, key_TGd, value_TGd, offsets, offsets, longest, longest, **options)
     assert isinstance(out_THd, Tensor)
-    return out_THd.unsqueeze(0)
+    return out_THd
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -24,15 +24,17 @@ class PrepackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(
+        # Some architectures ask their layers for the weight's dtype (T5, Mamba). Never read, it is free:
+        # its pages stay in the file.
+        self.weight = linear.weight
+        self.bias = cast("nn.Parameter | None", linear.bias)  # torch declares it as always there
+        self._packed_weight = torch.ops.mkldnn._reorder_linear_weight(
             linear.weight.detach().clone(), _TYPICAL_TOKENS
         )
-        bias = cast("nn.Parameter | None", linear.bias)  # torch declares it as always there
-        self._bias = None if bias is None else bias.detach()
 
     def forward(self, states: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
-        return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(states, self._packed_weight, self.bias, "none", [], "")
 
 
 @torch.inference_mode()

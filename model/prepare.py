@@ -3,6 +3,9 @@
 The tokenizer comes with ``ModelInfo``, from the worker that loaded the checkpoint, so both sides hold the
 very same one. Instances are safe to use from several threads: nothing of the tokenizer is changed after
 construction.
+
+Law of this file: texts are encoded as batches, also single ones. ``Tokenizer.encode`` holds the interpreter
+lock (tokenizers 0.23), and a long text would stop the whole gateway.
 """
 
 from collections.abc import Sequence
@@ -34,8 +37,9 @@ class Preparer:
             One element an input, in order. An ``InputError`` says why that input cannot be embedded;
             its neighbours are not concerned.
         """
-        texts = [self._full_text(one) for one in inputs if one.text is not None]
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=True))
+        # Special tokens come last, around what truncation leaves: cut afterwards, they would be cut too.
+        texts = [self._prompt(one) + one.text for one in inputs if one.text is not None]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         prepared: list[Features | InputError] = []
         for one in inputs:
             try:
@@ -55,53 +59,48 @@ class Preparer:
             instruction=one.instruction,
         )
 
-    def _full_text(self, one: EmbeddingInput) -> str:
-        assert one.text is not None
-        return self._prompt(one) + one.text
-
     def _limit(self, one: EmbeddingInput) -> int:
         return self._info.max_tokens if one.max_tokens is None else min(one.max_tokens, self._info.max_tokens)
 
     def _text_features(self, one: EmbeddingInput, encoding: Encoding) -> Features:
-        limit, num_tokens = self._limit(one), len(encoding)
+        limit, num_tokens = self._limit(one), len(encoding) + self._num_special_tokens
         if num_tokens == 0:
             raise InputError("the text has no tokens")
-        token_ids = encoding.ids
         if num_tokens > limit:
             if one.truncation is Truncation.NONE or limit <= self._num_special_tokens:
                 raise InputTooLongError(num_tokens=num_tokens, max_tokens=limit)
-            token_ids = self._truncated_ids(one, limit)
+            encoding = self._truncated(one, encoding, limit - self._num_special_tokens)
+        token_ids = np.array(self._tokenizer.post_process(encoding).ids, dtype=np.int32)
         return Features(
-            token_ids=np.array(token_ids, dtype=np.int32),
+            token_ids=token_ids,
             num_prompt_tokens=0 if self._info.include_prompt else self._prompt_length(self._prompt(one)),
             num_dropped_tokens=num_tokens - len(token_ids),
         )
 
-    def _truncated_ids(self, one: EmbeddingInput, limit: int) -> list[int]:
-        """Cut the text's own tokens, then let the tokenizer put its special tokens around what is left.
-
-        Cut at the start, a text keeps its prompt.
-        """
-        keep = limit - self._num_special_tokens
-        encoding = self._tokenizer.encode(self._full_text(one), add_special_tokens=False)
-        if one.truncation is Truncation.START:
-            prompt = self._tokenizer.encode(self._prompt(one), add_special_tokens=False)
-            if 0 < len(prompt) < keep:
-                encoding = self._tokenizer.encode(one.text or "", add_special_tokens=False)
-                encoding.truncate(keep - len(prompt), direction="left")
-                encoding = Encoding.merge([prompt, encoding], growing_offsets=True)
-            else:
-                encoding.truncate(keep, direction="left")
-        else:
-            encoding.truncate(keep)
-        return self._tokenizer.post_process(encoding).ids
+    def _truncated(self, one: EmbeddingInput, encoding: Encoding, num_kept: int) -> Encoding:
+        """Cut the tokens of prompt and text. Cut at its start, a text keeps its prompt."""
+        if one.truncation is Truncation.END:
+            encoding.truncate(num_kept)
+            return encoding
+        prompt = self._prompt(one)
+        if not prompt:
+            encoding.truncate(num_kept, direction="left")
+            return encoding
+        # Encoded once more, with the characters that each token stands for.
+        [head] = self._tokenizer.encode_batch([prompt + (one.text or "")], add_special_tokens=False)
+        num_prompt = sum(stop <= len(prompt) for _, stop in head.offsets)
+        if num_prompt >= num_kept:
+            num_prompt = 0
+        head.truncate(num_prompt)
+        encoding.truncate(num_kept - num_prompt, direction="left")
+        return Encoding.merge([head, encoding], growing_offsets=False)
 
     def _prompt_length(self, prompt: str) -> int:
         """Tokens of the prompt with the special tokens before it, as sentence-transformers counts them."""
         if not prompt:
             return 0
         if prompt not in self._prompt_lengths:
-            encoding = self._tokenizer.encode(prompt, add_special_tokens=True)
+            [encoding] = self._tokenizer.encode_batch([prompt], add_special_tokens=True)
             ends_special = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
             if len(self._prompt_lengths) >= 1024:
                 # Instructions come from clients: the memory of their lengths must not grow with them.

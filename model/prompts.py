@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 DOCUMENT_NAMES = ("document", "passage", "corpus")
-"""Names under which checkpoints keep their document prompt; the first present serves for all of them
-(sentence-transformers' ``encode_document``)."""
+"""Names under which checkpoints keep their document prompt; each of them means the first that is not empty.
+(sentence-transformers would stop at an empty one.)"""
 
 QUERY_NAME = "query"
 
@@ -27,7 +27,7 @@ def resolve_prompt(
     if name is None:
         return ""
     if name in DOCUMENT_NAMES:
-        return next((prompts[candidate] for candidate in (name, *DOCUMENT_NAMES) if candidate in prompts), "")
+        return next((prompts[known] for known in (name, *DOCUMENT_NAMES) if prompts.get(known)), "")
     if name == QUERY_NAME:
         return prompts.get(QUERY_NAME, "")
     return prompts[name]

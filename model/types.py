@@ -68,7 +68,7 @@ class ModelInfo:
     """A loaded model, as the rest of the program may know it. Plain data: it crosses the process border."""
 
     source: str
-    """The name, folder or hub id that was asked for."""
+    """What the checkpoint is called: a hub id, or its folder's name."""
     family: str
     architecture: str
     """The transformers class, such as ``BertModel``."""

@@ -46,6 +46,8 @@ class Recipe:
     default_prompt_name: str | None
     max_tokens: int | None
     """What the checkpoint says it reads. ``None``: what its tokenizer and its positions allow."""
+    dimension: int | None
+    """D as the checkpoint states it. ``None``: it does not."""
     lowercase: bool
     """Texts are lower-cased before tokenising, whatever the tokenizer does."""
 

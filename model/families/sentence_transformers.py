@@ -9,6 +9,7 @@ Law of this file: a module, a mode or an activation that is not known here is re
 replaced by a default it would still give vectors, only wrong ones.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ _LEGACY_POOLING_KEYS = {
     "pooling_mode_lasttoken": Pooling.LAST,
 }
 """In the order in which several modes' vectors are laid end to end."""
+
+_PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
+"""How the transformer is called on text, and what is read of it."""
+
+_TRANSFORMER_KEYS = frozenset(
+    {
+        "max_seq_length",
+        "do_lower_case",
+        "transformer_task",
+        "modality_config",
+        "module_output_name",
+        # Says how sentence-transformers computes, not what.
+        "unpad_inputs",
+    }
+)
 
 _SERVED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
@@ -78,6 +94,7 @@ def read(folder: Path) -> Recipe:
         prompts=prompts,
         default_prompt_name=default_prompt_name,
         max_tokens=transformer.get("max_seq_length"),
+        dimension=_stated_dimension(pooling_config, head),
         lowercase=bool(transformer.get("do_lower_case", False)),
     )
 
@@ -101,6 +118,7 @@ def _read_plain(folder: Path) -> Recipe:
         prompts=prompts,
         default_prompt_name=default_prompt_name,
         max_tokens=None,
+        dimension=None,
         lowercase=False,
     )
 
@@ -129,13 +147,30 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
     task = config.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         raise CheckpointError(f"{folder} uses its transformer for {task!r}; served is feature-extraction")
-    modalities = config.get("modality_config") or {"text": {"method": "forward"}}
-    if "message" in modalities or modalities.get("text", {}).get("method") != "forward":
+    modalities = config.get("modality_config") or {"text": _PLAIN_TEXT}
+    if "message" in modalities:
         raise CheckpointError(
-            f"{folder} renders its inputs through a chat template (modality_config), which this family does "
-            "not serve"
+            f"{folder} renders its inputs through a chat template (modality_config), "
+            "which this family does not serve"
         )
+    output = config.get("module_output_name", "token_embeddings")
+    if {**_PLAIN_TEXT, **modalities.get("text", {})} != _PLAIN_TEXT or output != "token_embeddings":
+        raise CheckpointError(
+            f"{folder} does not read its transformer's last hidden state, which is not served"
+        )
+    unknown = [key for key, value in config.items() if value and key not in _TRANSFORMER_KEYS]
+    if unknown:
+        raise CheckpointError(f"{folder} sets {unknown[0]} for its transformer, which is not served")
     return config
+
+
+def _stated_dimension(pooling_config: dict[str, Any], head: Sequence[HeadModule]) -> int | None:
+    """What the last module that changes the size says of it."""
+    for module in reversed(head):
+        if module.kind is HeadKind.DENSE:
+            return None if module.on_tokens else module.config.get("out_features")
+    width = pooling_config.get("embedding_dimension", pooling_config.get("word_embedding_dimension"))
+    return None if width is None else width * len(_pooling_modes(pooling_config, Path()))
 
 
 def _pooling_modes(config: dict[str, Any], folder: Path) -> tuple[Pooling, ...]:
@@ -161,8 +196,6 @@ def _head_module(kind: str, folder: Path, *, before_pooling: bool) -> HeadModule
     config = read_json(folder / "config.json") or {}
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / 'config.json'} is not an object")
-    if kind == "Normalize":
-        return HeadModule(kind=HeadKind.NORMALIZE, folder=folder, on_tokens=before_pooling)
     if kind == "LayerNorm":
         return HeadModule(kind=HeadKind.LAYER_NORM, folder=folder, config=config)
     reads = config.get("module_input_name", "sentence_embedding")
@@ -172,18 +205,19 @@ def _head_module(kind: str, folder: Path, *, before_pooling: bool) -> HeadModule
         raise CheckpointError(
             f"{folder} reads {reads!r} and writes {writes!r} at a place where that is not served"
         )
-    return HeadModule(kind=HeadKind.DENSE, folder=folder, config=config, on_tokens=on_tokens)
+    return HeadModule(kind=HeadKind(kind.lower()), folder=folder, config=config, on_tokens=on_tokens)
 
 
 def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     config = read_json(folder / "config_sentence_transformers.json") or {}
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / 'config_sentence_transformers.json'} is not an object")
-    prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items() if text}
+    # Since release 5 an absent text is written as null.
+    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
     default_name = config.get("default_prompt_name")
-    if default_name is not None and default_name not in (config.get("prompts") or {}):
+    if default_name is not None and default_name not in {**prompts, "query": "", "document": ""}:
         raise CheckpointError(f"{folder}: default_prompt_name {default_name!r} is not among its prompts")
-    return prompts, default_name if default_name in prompts else None
+    return prompts, default_name
 
 
 def _json_object(path: Path) -> dict[str, Any]:

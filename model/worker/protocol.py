@@ -14,7 +14,7 @@ class LoadOptions:
     folder: str
     """A local checkpoint folder; fetching was done before."""
     source: str
-    """The name it was asked for by, for messages and ``ModelInfo.source``."""
+    """What the model is called in messages, on its card, and in ``ModelInfo.source``."""
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1``, ..."""
     dtype: str = "float32"

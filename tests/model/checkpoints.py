@@ -16,14 +16,20 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     BertConfig,
     BertModel,
+    MobileBertConfig,
+    MobileBertModel,
     ModernBertConfig,
     ModernBertModel,
     MPNetConfig,
     MPNetModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2Model,
     Qwen3Config,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -151,6 +157,39 @@ ARCHITECTURES = {
         lambda size: Qwen3Model(Qwen3Config(vocab_size=size, num_key_value_heads=2, head_dim=8, **_SMALL)),
         suffix_tokenizer,
         is_packed=True,
+    ),
+    "qwen2-sliding": Architecture(
+        lambda size: Qwen2Model(
+            Qwen2Config(
+                vocab_size=size,
+                num_key_value_heads=2,
+                use_sliding_window=True,
+                sliding_window=8,
+                max_window_layers=1,
+                **_SMALL,
+            )
+        ),
+        suffix_tokenizer,
+        is_packed=True,
+    ),
+    "t5": Architecture(
+        lambda size: T5EncoderModel(
+            T5Config(vocab_size=size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        ),
+        roberta_tokenizer,
+        is_packed=False,
+    ),
+    "mobilebert": Architecture(
+        lambda size: MobileBertModel(
+            MobileBertConfig(
+                vocab_size=size,
+                embedding_size=16,
+                intra_bottleneck_size=32,
+                **_SMALL | {"num_hidden_layers": 2},
+            )
+        ),
+        wordpiece_tokenizer,
+        is_packed=False,
     ),
     "mpnet": Architecture(
         lambda size: MPNetModel(MPNetConfig(vocab_size=size, **_SMALL)), roberta_tokenizer, is_packed=False

@@ -1,20 +1,32 @@
 """The encoder against sentence-transformers itself: same files, same texts, same vectors."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from transformers import BertModel
 
 from model import EmbeddingInput, Features, Preparer
 from model.encoder import TextEncoder, padded_buckets
+from model.packing import PackingUnsupportedError, packed, packed_attention
 from tests.model.checkpoints import ARCHITECTURES, CORPUS, build_checkpoint
 
 TOLERANCE = 1e-5
-TEXTS = [*CORPUS, "x", "fox " * 300, "日本語 " * 60, "A [SEP] in the text, and </s> too."]
+TEXTS = [
+    *CORPUS,
+    "x",
+    "fox " * 300,
+    "日本語 " * 60,
+    "A [SEP] in the text, and </s> too.",
+    "Even <pad> or [PAD] may stand in a text.",
+]
 
 
 def embed(encoder: TextEncoder, texts: list[str], **fields: object) -> np.ndarray:
@@ -24,7 +36,8 @@ def embed(encoder: TextEncoder, texts: list[str], **fields: object) -> np.ndarra
 
 
 def reference(folder: Path, texts: list[str], **options: object) -> np.ndarray:
-    return SentenceTransformer(str(folder), device="cpu").encode(texts, **options)
+    # One at a time: in batches some architectures let padding leak into the result (MobileBERT: 0.1).
+    return SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=1, **options)
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -121,22 +134,85 @@ def test_half_precision_stays_close_to_single(
     assert (rows * embed(minilm, TEXTS)).sum(1).min() > 0.995
 
 
-def test_the_probe_refuses_an_architecture_that_builds_masks_of_its_own(
-    minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TextEncoder]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packing_is_refused_where_sequences_would_see_each_other(
+    dtype: str, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TextEncoder]
 ) -> None:
-    """If sequences of a row could see each other, the probe is what stands between that and a client."""
-    monkeypatch.setattr("model.packing._segment_attention", _whole_row_attention)
-    encoder = load_from(minilm_folder)
+    """The trial at load is what stands between a leaking architecture and a client's vectors."""
+    monkeypatch.setattr("model.packing._segment_attention", whole_row_attention)
+    encoder = load_from(minilm_folder, dtype=dtype)
     assert not encoder.info.is_packed
-    assert "differs from single by" in encoder.info.packing_note
-    assert_same(embed(encoder, TEXTS), reference(minilm_folder, TEXTS))
+    assert "packed differs from single by" in encoder.info.packing_note
 
 
-def _whole_row_attention(query, key, value, _segments, scaling, causal, _window):
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, scale=scaling, is_causal=causal
-    )
-    return attended.transpose(1, 2)
+def test_a_leak_is_not_hidden_by_one_dimension_of_huge_values(
+    minilm_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load_from: Callable[..., TextEncoder],
+) -> None:
+    folder = Path(shutil.copytree(minilm_folder, tmp_path / "outlier"))
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.5.output.LayerNorm.bias"][7] += 30
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_from(folder, dtype="bfloat16").info.is_packed
+    monkeypatch.setattr("model.packing._segment_attention", whole_row_attention)
+    assert not load_from(folder, dtype="bfloat16").info.is_packed
+
+
+def test_a_mask_of_the_models_own_is_refused_rather_than_ignored() -> None:
+    states = torch.zeros(1, 2, 3, 4)
+    with packed([3]), pytest.raises(PackingUnsupportedError, match="builds an attention mask of its own"):
+        packed_attention(torch.nn.Identity(), states, states, states, torch.zeros(1, 1, 3, 3))
+    with packed([3]), pytest.raises(PackingUnsupportedError, match="uses softcap"):
+        packed_attention(torch.nn.Identity(), states, states, states, None, softcap=30.0)
+
+
+def whole_row_attention(query_THd, key_TGd, value_TGd, _segments, rule):
+    """What would happen if nothing kept the sequences of a row apart."""
+    states = (states.transpose(0, 1).unsqueeze(0) for states in (query_THd, key_TGd, value_TGd))
+    attended = torch.nn.functional.scaled_dot_product_attention(*states, scale=rule.scaling)
+    return attended[0].transpose(0, 1)
+
+
+def test_an_architecture_that_leaks_through_padding_shares_batches_by_equal_length_only(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    encoder = load_from(build_checkpoint(tmp_path, "mobilebert"))
+    assert "only texts of equal length share a batch" in encoder.info.packing_note
+
+
+def test_checkpoints_with_the_transformer_in_a_folder_of_its_own_and_in_shards(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    """How sentence-transformers wrote checkpoints before 2021, with a dropout module, and how large ones come."""
+    folder = build_checkpoint(tmp_path, "bert")
+    transformer = folder / "0_Transformer"
+    transformer.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"):
+        shutil.move(folder / name, transformer / name)
+    BertModel.from_pretrained(tmp_path / "plain").save_pretrained(transformer, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0] |= {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    dropout = {"idx": 9, "name": "9", "path": "9_Dropout", "type": "sentence_transformers.models.Dropout"}
+    (folder / "9_Dropout").mkdir()
+    (folder / "9_Dropout" / "config.json").write_text('{"dropout": 0.5}')
+    (folder / "modules.json").write_text(json.dumps([*modules[:2], dropout, *modules[2:]]))
+    assert len(list(transformer.glob("*.safetensors"))) > 1
+    assert_same(embed(load_from(folder), TEXTS), reference(folder, TEXTS))
+
+
+def test_lower_casing_that_only_the_transformer_module_asks_for(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    folder = build_checkpoint(tmp_path, "qwen3", pooling="lasttoken")
+    config = json.loads((folder / "sentence_bert_config.json").read_text())
+    shouting = [text.upper() for text in TEXTS]
+    different = embed(load_from(folder), shouting)
+    (folder / "sentence_bert_config.json").write_text(json.dumps(config | {"do_lower_case": True}))
+    assert_same(embed(load_from(folder), shouting), reference(folder, shouting))
+    assert np.abs(embed(load_from(folder), shouting) - different).max() > 0.01
 
 
 @pytest.mark.parametrize("lengths", [[3], [5, 5, 5], [1, 100, 2, 99, 50, 1], list(range(1, 60))])

@@ -185,3 +185,114 @@ def test_stages_are_told_while_loading(folder: Path, capfd: pytest.CaptureFixtur
     assert "loading weights 100%" in stages
     assert stages[-1] == "warming up"
     assert capfd.readouterr().out == ""
+
+
+def test_one_changed_weight_anywhere_changes_the_fingerprint(
+    folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    """Vectors of before and after must never meet in one index, however small the retraining was."""
+    original = load_from(folder).info.fingerprint
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.attention.self.query.weight"][3, 5] += 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_from(folder).info.fingerprint != original
+
+
+@pytest.mark.parametrize(
+    "key", ["bert.encoder.layer.0.adapter.weight", "encoder.layer.0.query.lora_A.weight", "lora_A.weight"]
+)
+def test_weights_of_an_adapter_are_not_left_out_in_silence(
+    key: str, folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[key] = weights["embeddings.LayerNorm.bias"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="no place for"):
+        load_from(folder)
+
+
+def test_an_adapters_folder_is_refused(folder: Path, load_from: Callable[..., TextEncoder]) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds an adapter; merge it"):
+        load_from(folder)
+
+
+def test_a_dimension_other_than_the_files_say_is_refused(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    folder = build_checkpoint(tmp_path, "bert")
+    edit_json(folder / "1_Pooling" / "config.json", embedding_dimension=999)
+    with pytest.raises(CheckpointError, match="gives vectors of 32, but its own files say 999"):
+        load_from(folder)
+
+
+def test_a_normalisation_at_another_place_is_refused(
+    folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    (folder / "3_Normalize").mkdir(exist_ok=True)
+    (folder / "3_Normalize" / "config.json").write_text('{"module_input_name": "token_embeddings"}')
+    with pytest.raises(
+        CheckpointError, match="reads 'token_embeddings' and writes 'token_embeddings' at a place"
+    ):
+        load_from(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"processing_kwargs": {"text": {"max_length": 20}}}, "sets processing_kwargs"),
+        ({"query_expansion": "mask"}, "sets query_expansion"),
+        ({"module_output_name": "sentence_embedding"}, "does not read its transformer's last hidden state"),
+        ({"transformer_task": "fill-mask"}, "uses its transformer for 'fill-mask'"),
+    ],
+)
+def test_a_setting_that_would_change_vectors_is_refused_by_name(
+    setting: dict[str, object], message: str, folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    edit_json(folder / "sentence_bert_config.json", **setting)
+    with pytest.raises(CheckpointError, match=message):
+        load_from(folder)
+
+
+def test_a_checkpoint_without_any_limit_asks_for_one(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    folder = build_checkpoint(tmp_path, "t5")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("model_max_length", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not say how many tokens it reads; give --max-tokens"):
+        load_from(folder)
+    assert load_from(folder, max_tokens=64).info.max_tokens == 64
+
+
+def test_a_trial_that_crashes_is_a_refusal_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TextEncoder]
+) -> None:
+    def crash(*_arguments: object, **_options: object) -> None:
+        raise IndexError("index 4 is out of bounds")
+
+    monkeypatch.setattr("transformers.BertModel.forward", crash)
+    with pytest.raises(
+        CheckpointError, match=r"a trial pass failed \(IndexError: index 4 is out of bounds\)"
+    ):
+        load_from(folder)
+
+
+def test_shorter_dimensions_than_native_are_offered_and_longer_refused(
+    folder: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    assert load_from(folder, matryoshka_dimensions=(8, 16, 24)).info.matryoshka_dimensions == (16, 8)
+    with pytest.raises(CheckpointError, match="gives vectors of 24, not of 32"):
+        load_from(folder, matryoshka_dimensions=(32,))
+
+
+def test_dtype_auto_is_single_precision_on_cpu(folder: Path, load_from: Callable[..., TextEncoder]) -> None:
+    assert load_from(folder, dtype="auto").info.dtype == "float32"
+
+
+def test_half_precision_is_refused_where_it_overflows(
+    tmp_path: Path, load_from: Callable[..., TextEncoder]
+) -> None:
+    with pytest.raises(CheckpointError, match="t5 models overflow in float16"):
+        load_from(build_checkpoint(tmp_path, "t5"), dtype="float16")
