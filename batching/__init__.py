@@ -15,7 +15,7 @@ from batching.errors import (
 from batching.limits import Limits
 from batching.runner import Runner, RunResult
 from batching.scheduler import Scheduler
-from batching.statistics import LaneStatistics, SchedulerStatistics
+from batching.statistics import LaneLoad, LaneStatistics, SchedulerStatistics
 from batching.types import Entry, Lane, Pass, PassReport, SubmissionOutcome, WorkItem
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "EntryFailedError",
     "Lane",
+    "LaneLoad",
     "LaneStatistics",
     "Limits",
     "NoRunnersError",

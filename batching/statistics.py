@@ -6,6 +6,16 @@ from batching.types import Lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaneLoad:
+    """How much waits in a lane: what can be told at once, however much that is."""
+
+    num_waiting: int
+    """Entries in the queue now."""
+    num_waiting_tokens: int
+    """Their tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatistics:
     """A snapshot of one lane.
 

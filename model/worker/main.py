@@ -33,11 +33,11 @@ _PROCESS_NAME = b"laneway-worker"  # the kernel shows 15 bytes
 log = logging.getLogger("laneway.worker")
 
 
-def main(fd: int) -> NoReturn:
+def main(fd: int, *, log_json: bool = False) -> NoReturn:
     """Serve the socket that was inherited as ``fd``; never returns."""
     _ignore_shutdown_signals()
     _die_with_parent()
-    configure_logging()
+    configure_logging(as_json=log_json)
     faulthandler.enable()
     with socket.socket(fileno=fd) as gateway:
         gateway.set_inheritable(False)

@@ -14,6 +14,7 @@ from math import inf
 from batching import (
     Entry,
     Lane,
+    LaneLoad,
     Limits,
     Pass,
     QueueFullError,
@@ -244,6 +245,9 @@ class Simulation:
             waiting = [entry for entry in self.waiting if entry.lane is lane]
             assert shown.num_waiting == len(waiting)
             assert shown.num_waiting_tokens == sum(entry.num_tokens for entry in waiting)
+            assert self.scheduler.lane_load(lane) == LaneLoad(
+                num_waiting=shown.num_waiting, num_waiting_tokens=shown.num_waiting_tokens
+            )
             assert shown.num_running == sum(entry.lane is lane for entry in out)
             oldest_s = min((entry.arrival_s for entry in waiting), default=self.now_s)
             assert shown.oldest_wait_s == self.now_s - oldest_s

@@ -1,10 +1,22 @@
 """Who runs next: one rule of the scheduler a test. Passes cost 10 ms and 1 ms a token throughout."""
 
 import math
+import sys
+from collections.abc import Callable
 
 import pytest
 
-from batching import CostModel, Entry, Lane, Limits, Pass, QueueFullError, Scheduler, SubmissionTooLargeError
+from batching import (
+    CostModel,
+    Entry,
+    Lane,
+    LaneLoad,
+    Limits,
+    Pass,
+    QueueFullError,
+    Scheduler,
+    SubmissionTooLargeError,
+)
 from tests.batching.fakes import entry, known_cost, limits, names
 
 QUERY, DOCUMENT, BATCH = Lane
@@ -444,6 +456,26 @@ class TestState:
         assert (lane.num_waiting, lane.num_waiting_tokens, lane.num_running) == (1, 40, 0)
         assert (lane.oldest_wait_s, lane.device_s) == (6.0, 0.5)
 
+    def test_a_lanes_load_is_what_waits_in_it_now(self):
+        gone = entry(lane=QUERY, num_tokens=5)
+        scheduler = scheduler_with(
+            gone, entry(lane=QUERY, num_tokens=70), entry(lane=QUERY, num_tokens=60), entry(num_tokens=9)
+        )
+        scheduler.cancel(gone)
+        take(scheduler)
+        assert scheduler.lane_load(QUERY) == LaneLoad(num_waiting=1, num_waiting_tokens=60)
+        assert scheduler.lane_load(BATCH) == LaneLoad(num_waiting=0, num_waiting_tokens=0)
+
+    def test_telling_a_lanes_load_costs_the_same_however_much_waits_and_runs(self):
+        """It goes into the headers of every answer, and a busy server is the one that has many to give."""
+        calls: list[int] = []
+        for num_entries in (1, 500):
+            waiting = [entry(lane=QUERY, num_tokens=9, deadline_s=1e9 - i) for i in range(num_entries)]
+            scheduler = scheduler_with(*waiting, limits=limits(max_waiting_entries=1_000))
+            take(scheduler)
+            calls.append(num_calls(lambda: scheduler.lane_load(QUERY)))  # noqa: B023 - called at once
+        assert calls[0] == calls[1]
+
     def test_device_time_of_a_mixed_pass_is_split_by_tokens(self):
         scheduler = scheduler_with(entry(lane=QUERY, num_tokens=10), entry(num_tokens=30))
         scheduler.finish(take(scheduler), device_s=0.4)
@@ -474,6 +506,18 @@ class TestState:
         scheduler.finish(composed, device_s=0.3)
         scheduler.admit([entry(num_tokens=100)], 0.0)
         assert take(scheduler).predicted_s == pytest.approx(0.3)
+
+
+def num_calls(function: Callable[[], object]) -> int:
+    """How many functions run, and how often generators are resumed, until this one returns."""
+    events: list[str] = []
+    before = sys.getprofile()
+    sys.setprofile(lambda _frame, event, _arg: events.append(event))
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return sum(event in ("call", "c_call") for event in events)
 
 
 def drain_with_culprit(

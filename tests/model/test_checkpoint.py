@@ -1,6 +1,7 @@
 """Finding a checkpoint: whatever goes wrong is one line that says what to do."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from model import CheckpointError, find_card, find_checkpoint
+from model import CheckpointError, find_card, find_checkpoint, names_of
 
 
 def test_the_embedded_default_is_found_without_running_its_package() -> None:
@@ -41,6 +42,42 @@ def test_a_local_folder_is_taken_by_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "my-model" / "config.json").write_text("{}")
     checkpoint = find_checkpoint(str(tmp_path / "my-model"))
     assert (checkpoint.name, checkpoint.folder) == ("my-model", tmp_path / "my-model")
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("minilm", ("all-MiniLM-L6-v2", "minilm", "sentence-transformers/all-MiniLM-L6-v2")),
+        ("Qwen/Qwen3-Embedding-0.6B", ("Qwen/Qwen3-Embedding-0.6B", "Qwen3-Embedding-0.6B")),
+        ("bert-base-uncased", ("bert-base-uncased",)),
+        ("modelscope:iic/gte_base", ("iic/gte_base", "gte_base")),
+        ("./models/mine", ("mine",)),
+        ("/nowhere/at/all/mine/", ("mine",)),
+        ("~/mine", ("mine",)),
+        ("a/b/mine", ("mine",)),
+        ("mine/", ("mine",)),
+        ("/", ("/",)),
+    ],
+)
+def test_a_name_follows_from_what_was_asked_for(source: str, names: tuple[str, ...]) -> None:
+    """Clients and dashboards know the model by it before it is found."""
+    assert names_of(source) == names
+
+
+def test_a_folder_that_is_the_working_directory_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert names_of(".") == ("mine",)
+
+
+def test_what_is_found_has_the_name_that_it_was_asked_for_by(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "v3").mkdir(parents=True)
+    (tmp_path / "models" / "v3" / "config.json").write_text("{}")
+    (tmp_path / "latest").symlink_to("models/v3")
+    for source in ("models/v3", "./models/v3", "latest", "minilm", str(tmp_path / "latest")):
+        checkpoint = find_checkpoint(source)
+        assert (checkpoint.name, *checkpoint.aliases) == names_of(source)
 
 
 def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -75,7 +112,10 @@ def hub_error(kind: type[Exception]) -> Exception:
             LocalEntryNotFoundError("offline"),
             "acme/model is not on this machine and Hugging Face cannot be reached",
         ),
-        (OSError(28, "No space left on device"), "the disk is full while fetching acme/model"),
+        (
+            OSError(28, "No space left on device"),
+            "the disk is full while fetching acme/model; free space, or point HF_HOME at a larger disk",
+        ),
         (ConnectionError("refused"), "cannot fetch acme/model: refused"),
     ],
 )
@@ -88,6 +128,76 @@ def test_a_failed_download_says_what_to_do(
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(CheckpointError, match=message) as caught:
         find_checkpoint("acme/model", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_download_from_hugging_face_tells_each_percent_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The client's bars are told of every chunk; its network bar would make the number jump to and fro."""
+
+    def download(*_args: object, tqdm_class: type[Any], **_options: object) -> str:
+        transfer = tqdm_class(name="huggingface_hub.snapshot_download.transfer", unit="B", total=0)
+        on_disk = tqdm_class(name="huggingface_hub.snapshot_download", unit="B", total=0)
+        files = tqdm_class(total=3)
+        on_disk.total = transfer.total = 1_000
+        for _ in range(100):
+            transfer.update(10)
+        for _ in range(500):
+            on_disk.update(1)
+        files.update(3)
+        for bar in (transfer, on_disk, files):
+            bar.close()
+            bar.fp.close()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    told: list[str] = []
+    find_checkpoint("acme/model", on_stage=told.append)
+    assert told == [f"downloading {percent}%" for percent in range(51)]
+
+
+def test_a_download_from_modelscope_tells_each_percent_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def download(
+        model_id: str, *, progress_callbacks: list[type[Any]], revision: str, **_options: object
+    ) -> str:
+        assert (model_id, revision) == ("acme/model", "v2")
+        [callback] = progress_callbacks
+        small, large = callback("config.json", 100), callback("model.safetensors", 900)
+        small.update(100)
+        small.end()
+        for _ in range(90):
+            large.update(5)
+        again = callback("model.safetensors", 900)  # a download in parts that starts over as one
+        again.update(900)
+        return str(tmp_path)
+
+    monkeypatch.setattr("modelscope.snapshot_download", download)
+    told: list[str] = []
+    checkpoint = find_checkpoint("modelscope:acme/model", revision="v2", on_stage=told.append)
+    assert told == [f"downloading {percent}%" for percent in [*range(10, 56), 100]]
+    assert (checkpoint.name, checkpoint.aliases, checkpoint.folder) == ("acme/model", ("model",), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "or point MODELSCOPE_CACHE at a larger disk"),
+        (ConnectionError("refused"), "cannot fetch modelscope:acme/model: refused"),
+        (RuntimeError("no such model\nand more"), "ModelScope cannot give acme/model: no such model$"),
+    ],
+)
+def test_a_failed_download_from_modelscope_says_what_to_do(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> str:
+        raise error
+
+    monkeypatch.setattr("modelscope.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        find_checkpoint("modelscope:acme/model")
     assert "\n" not in str(caught.value)
 
 

@@ -22,6 +22,7 @@ from model.worker import LoadOptions, OnStage
 
 LOADER = "tests.model.worker.fakes:load_fake_encoder"
 DIMENSION = 4
+FINGERPRINT = "0" * 64
 
 RAISE, NOT_FINITE, HANG, OUT_OF_MEMORY, SEGFAULT, WRONG_SHAPE, DEVICE_ASSERT = range(9001, 9008)
 SECRET = "the very text of the input"
@@ -38,6 +39,8 @@ BUGGY = "buggy"
 """While this file is there, loading raises a RuntimeError with its text."""
 DEADLY = "deadly"
 """While this file is there, a loading process kills itself with SIGKILL."""
+RETRAINED = "retrained"
+"""While this file is there, the loaded model has its text for a fingerprint."""
 LOST_DEVICE = "lost_device"
 """While this file is there, a stand-in for torch has a CUDA device that fails every call."""
 
@@ -51,7 +54,9 @@ class FakeEncoder:
             "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
             "cpus": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         }
-        self.info = fake_info(options.source, prompts=environment)
+        retrained = folder / RETRAINED
+        fingerprint = retrained.read_text() if retrained.exists() else FINGERPRINT
+        self.info = fake_info(options.source, prompts=environment, fingerprint=fingerprint)
 
     def encode(self, features: Sequence[Features]) -> npt.NDArray[np.float32]:
         rows = [fake_row(one) for one in features]
@@ -114,7 +119,9 @@ def fake_row(features: Features) -> list[float]:
     return [float(ids[0]), float(len(ids)), float(features.num_prompt_tokens), float(ids.sum())]
 
 
-def fake_info(source: str = "fake", *, prompts: dict[str, str] | None = None) -> ModelInfo:
+def fake_info(
+    source: str = "fake", *, prompts: dict[str, str] | None = None, fingerprint: str = FINGERPRINT
+) -> ModelInfo:
     return ModelInfo(
         source=source,
         family="fake",
@@ -134,7 +141,7 @@ def fake_info(source: str = "fake", *, prompts: dict[str, str] | None = None) ->
         include_prompt=True,
         matryoshka_dimensions=(),
         tokenizer_json="{}",
-        fingerprint="0" * 64,
+        fingerprint=fingerprint,
     )
 
 

@@ -1,8 +1,10 @@
 """Real processes that die, hang and fail; every pass ends in rows or an error, and the worker comes back."""
 
 import asyncio
+import json
 import logging
 import os
+import re
 import signal
 
 import psutil
@@ -32,6 +34,7 @@ from tests.model.worker.fakes import (
     NOT_FINITE,
     OUT_OF_MEMORY,
     RAISE,
+    RETRAINED,
     RUNNING,
     SECRET,
     SEGFAULT,
@@ -162,6 +165,20 @@ async def test_a_start_that_is_given_up_leaves_no_process(process_worker, fifo):
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
+    assert worker.state is WorkerState.STOPPED
+    assert children() == []
+
+
+async def test_a_first_load_that_hangs_is_ended_and_says_where_it_hung(process_worker, tmp_path):
+    """Else a device that does not answer keeps a server loading for ever, and nobody learns of it."""
+    # No process comes to its first stage in a hundredth of a second.
+    worker = process_worker(load_stall_timeout_s=0.01)
+    with pytest.raises(CheckpointError) as caught:
+        await worker.start(ignore_stage)
+    assert re.sub(r"pid \d+", "pid 7", str(caught.value)) == (
+        'cannot load fake: the worker process (pid 7) hung for 0.01 s in "starting the process" and was '
+        f"killed; look at the disk that holds {tmp_path} and at the device cpu"
+    )
     assert worker.state is WorkerState.STOPPED
     assert children() == []
 
@@ -373,6 +390,53 @@ async def test_a_checkpoint_that_goes_missing_later_is_tried_again_and_again(pro
     await assert_answers(worker)
 
 
+async def test_a_restart_that_finds_another_model_waits_until_the_files_are_back(
+    process_worker, tmp_path, caplog
+):
+    """A client's index would hold vectors of two models, and nobody could tell them apart."""
+    states: list[WorkerState] = []
+
+    async def put_back(_: float) -> None:
+        states.append(worker.state)
+        if len(states) == 2:
+            (tmp_path / RETRAINED).unlink()
+
+    worker = process_worker(sleep=put_back)
+    await worker.start(ignore_stage)
+    (tmp_path / RETRAINED).write_text("5ca1ab1e" * 8)
+    with caplog.at_level(logging.WARNING), pytest.raises(WorkerDiedError):
+        await worker.run([features_of(SEGFAULT)])
+    await assert_answers(worker)
+    assert states == [WorkerState.RESTARTING] * 2
+    refusals = [record for record in caplog.records if "another model" in record.getMessage()]
+    assert [record.levelname for record in refusals] == ["ERROR"] * 2
+    assert re.sub(r"pid \d+", "pid 7", refusals[0].getMessage()) == (
+        "the restarted worker process (pid 7) loaded another model, 5ca1ab1e5ca1 instead of 000000000000: "
+        f"the checkpoint's files in {tmp_path} were changed; restart the server to serve them; "
+        "starting another in 0.1 s"
+    )
+
+
+async def test_a_restart_that_hangs_is_killed_and_made_again(process_worker, fifo, tmp_path, caplog):
+    stuck: list[int] = []
+
+    async def mend(_: float) -> None:
+        stuck.extend(child.pid for child in children())
+        (tmp_path / STUCK).unlink()
+
+    # Long enough for a process to come to its first stage on a busy machine: that takes a third of a second.
+    worker = process_worker(load_stall_timeout_s=2, sleep=mend)
+    await worker.start(ignore_stage)
+    loading = fifo(STUCK)
+    with caplog.at_level(logging.WARNING), pytest.raises(WorkerDiedError):
+        await worker.run([features_of(SEGFAULT)])
+    await loading.signalled()
+    await assert_answers(worker)
+    assert stuck == []
+    assert 'hung for 2 s in "warming up" and was killed' in caplog.text
+    assert "starting another in 0.1 s" in caplog.text
+
+
 def test_the_first_restart_is_made_at_once_and_later_ones_wait_up_to_the_limit():
     backoff = Backoff()
     assert [backoff.delay_s(n) for n in (1, 2, 3, 4)] == [0.0, 0.1, 0.2, 0.4]
@@ -483,6 +547,20 @@ async def test_statistics_and_repr_tell_what_the_worker_did(process_worker):
     assert (after.is_ready, after.pid, after.num_passes, after.num_restarts) == (True, child.pid, 1, 0)
     assert after.rss_bytes == pytest.approx(child.memory_info().rss, rel=0.2)
     assert repr(worker) == f"<ProcessWorker fake: ready, pid {child.pid}, 1 passes, 0 restarts>"
+
+
+async def test_a_process_logs_json_from_its_first_line_where_the_gateway_does(process_worker, capfd):
+    """One line of text among the JSON is what breaks the collector of an operator's logs."""
+    worker = process_worker(log_json=True, cpu=1000)
+    await worker.start(ignore_stage)
+    with pytest.raises(PassFailedError):
+        await worker.run([features_of(RAISE)])
+    warning, error = map(json.loads, capfd.readouterr().err.splitlines())
+    assert warning["message"].startswith("cannot run on core 1000 alone")
+    assert (warning["level"], warning["logger"]) == ("warning", "laneway.worker")
+    assert (error["level"], error["message"]) == ("error", "a pass of 1 inputs failed")
+    assert error["exception"].startswith("KeyError: ")
+    assert error["pid"] == pid_of(worker)
 
 
 def test_everything_works_on_uvloop_too(options, tmp_path):

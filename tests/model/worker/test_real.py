@@ -1,6 +1,7 @@
 """The real loader in real processes: torch, weights, the whole way."""
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
+from safetensors.torch import load_file, save_file
 
 from model.checkpoint import find_checkpoint
 from model.errors import CheckpointError, WorkerDiedError
-from model.worker import InlineWorker, LoadOptions, ProcessWorker
+from model.worker import InlineWorker, LoadOptions, ProcessWorker, WorkerState
+from tests.model.checkpoints import build_checkpoint
 from tests.model.worker.fakes import features_of
 from tests.model.worker.processes import mapped_bytes, pss_bytes
 
@@ -20,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 QUERY = features_of(101, 2129, 2024, 1037, 3231, 102)
 DOCUMENT = features_of(101, *range(2000, 2100), 102)
+QUERY_OF_A_TINY_MODEL = features_of(2, 7, 8, 3)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,32 @@ async def test_a_killed_worker_comes_back_with_the_same_vectors(workers):
         await doomed
     await worker.wait_ready()
     np.testing.assert_array_equal((await worker.run([QUERY])).rows, before)
+
+
+async def test_a_worker_never_comes_back_with_other_weights(tmp_path: Path, caplog):
+    """A checkpoint that is fetched anew under a running server looks the same but for its numbers."""
+    folder = build_checkpoint(tmp_path, "bert")
+    weights, kept = folder / "model.safetensors", folder / "kept"
+
+    async def put_back(_: float) -> None:
+        assert worker.state is WorkerState.RESTARTING
+        kept.replace(weights)
+
+    worker = ProcessWorker(LoadOptions(folder=str(folder), source="tiny"), sleep=put_back)
+    await worker.start(lambda _: None)
+    before = (await worker.run([QUERY_OF_A_TINY_MODEL])).rows
+    # Renamed, not overwritten: the process has the file mapped, and would die of the writing.
+    retrained = {name: tensor * 1.25 for name, tensor in load_file(weights).items()}
+    weights.replace(kept)
+    save_file(retrained, weights, metadata={"format": "pt"})
+    with caplog.at_level(logging.ERROR):
+        os.kill(worker.statistics().pid, signal.SIGKILL)
+        with pytest.raises(WorkerDiedError):
+            await worker.run([QUERY_OF_A_TINY_MODEL])
+        await worker.wait_ready()
+    np.testing.assert_array_equal((await worker.run([QUERY_OF_A_TINY_MODEL])).rows, before)
+    assert caplog.text.count(f"the checkpoint's files in {folder} were changed") == 1
+    await worker.stop()
 
 
 async def test_a_folder_without_a_model_is_one_line_for_the_operator(tmp_path: Path):
