@@ -6,7 +6,10 @@ that ``laneway --help`` is there at once.
 """
 
 import json
+import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +56,21 @@ class CommandError(Exception):
 
 def main() -> NoReturn:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, whatever threads it still has.
+
+    A hub's client downloads in a thread pool, and Python joins the threads of pools at exit: told to stop,
+    the program would go on until the download is whole.
+    """
+    if threading.active_count() > 1:  # daemons, too: a pool that a daemon made is joined like any other
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -259,7 +276,7 @@ def _pull_model(settings: Settings) -> Path:
             checkpoint = find_checkpoint(
                 settings.model.model,
                 revision=settings.model.revision,
-                on_progress=lambda done, total: on_stage(f"downloading {100 * done // max(total, 1)}%"),
+                on_stage=on_stage,
             )
         except ModelError as error:
             raise CommandError(str(error)) from error

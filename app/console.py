@@ -131,12 +131,15 @@ def announce(serving: Serving) -> None:
         sys.stdout.write(banner(serving) + "\n")
         sys.stdout.flush()
         return
-    info = serving.info
+    info, limits = serving.info, serving.limits
     logger.info(
-        "ready after %.1f s: %s on %s/v1",
+        "ready after %.1f s: %s on %s/v1, %d dimensions, %d tokens an input; %s",
         serving.ready_after_s,
         serving.name,
         serving.url,
+        info.dimension,
+        info.max_tokens,
+        request_limits(serving),
         extra=fields(
             url=serving.url,
             model=serving.name,
@@ -148,7 +151,19 @@ def announce(serving: Serving) -> None:
             workers=serving.num_workers,
             packed=info.is_packed,
             fingerprint=info.fingerprint,
+            max_inputs=limits.max_inputs,
+            max_request_tokens=limits.max_request_tokens,
+            max_body_bytes=serving.server.max_body_bytes,
         ),
+    )
+
+
+def request_limits(serving: Serving) -> str:
+    """What one request may hold, for people."""
+    limits, max_body_bytes = serving.limits, serving.server.max_body_bytes
+    return (
+        f"{limits.max_inputs:,} inputs, {limits.max_request_tokens:,} tokens, "
+        f"{max_body_bytes / 2**20:g} MiB a request"
     )
 
 
@@ -162,8 +177,7 @@ def banner(serving: Serving) -> str:
         "address": f"{url}/v1{reach}",
         "model": f"{serving.name}: {info.dimension} dimensions, {info.max_tokens:,} tokens an input",
         "runs on": f"{info.device} in {info.dtype}, {workers}, {passes}",
-        "limits": f"{serving.limits.max_inputs:,} inputs, {serving.limits.max_request_tokens:,} tokens, "
-        f"{serving.server.max_body_bytes / 2**20:g} MiB a request",
+        "limits": request_limits(serving),
         "docs": f"{url}/docs",
         "metrics": f"{url}/metrics",
     }

@@ -6,6 +6,7 @@ loads.
 
 import os
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 AUTO = "auto"
@@ -18,6 +19,7 @@ class Placement:
     devices: tuple[str, ...]
     """One worker for each, in slot order: ``("cpu", "cpu")`` or ``("cuda:0", "cuda:1")``."""
     dtype: str
+    """As in the settings: what ``auto`` means for the model is known where it is loaded."""
     threads_per_worker: int
 
     @property
@@ -26,49 +28,63 @@ class Placement:
         return self.devices[0].startswith("cuda")
 
 
-def place_workers(*, device: str, dtype: str, num_workers: int) -> Placement:
-    """Decide on workers from the settings and this machine.
+def place_workers(
+    *,
+    device: str,
+    dtype: str,
+    num_workers: int,
+    num_gpus: int | None = None,
+    num_cores: int | None = None,
+) -> Placement:
+    """Decide on workers from the settings and what the machine has.
 
     On CPU: one single-threaded worker a core. Two of them beat one worker with two threads by 29 % (MiniLM,
     float32, two cores), and never stall at a barrier when something else wants a core. On CUDA: one worker a
-    device, in float16.
+    device.
 
     Args:
         device: As in the settings; ``auto`` takes CUDA where there is a GPU.
         dtype: As in the settings.
         num_workers: As in the settings; 0 decides by the device.
+        num_gpus: GPUs that the workers will see. Default: those that are here.
+        num_cores: Cores that the workers may use. Default: those that this process may use.
     """
-    kind = ("cuda" if visible_gpus() else "cpu") if device == AUTO else device
+    num_gpus = visible_gpus() if num_gpus is None else num_gpus
+    num_cores = usable_cores() if num_cores is None else num_cores
+    kind = ("cuda" if num_gpus else "cpu") if device == AUTO else device
     if kind.startswith("cuda"):
-        devices = _cuda_devices(kind, num_workers)
-        return Placement(devices=devices, dtype="float16" if dtype == AUTO else dtype, threads_per_worker=1)
-    num_cores = usable_cores()
+        devices = _cuda_devices(kind, num_workers, num_gpus)
+        return Placement(devices=devices, dtype=dtype, threads_per_worker=1)
     num_cpu_workers = num_workers or num_cores
     return Placement(
         devices=(kind,) * num_cpu_workers,
-        dtype="float32" if dtype == AUTO else dtype,
+        dtype=dtype,
         threads_per_worker=max(1, num_cores // num_cpu_workers),
     )
 
 
-def _cuda_devices(kind: str, num_workers: int) -> tuple[str, ...]:
-    names = [kind] if ":" in kind else [f"cuda:{index}" for index in range(visible_gpus() or 1)]
+def _cuda_devices(kind: str, num_workers: int, num_gpus: int) -> tuple[str, ...]:
+    # Without a GPU in sight torch is left to say so.
+    names = [kind] if ":" in kind else [f"cuda:{index}" for index in range(num_gpus or 1)]
     # More workers than devices share them in turn; fewer leave the last devices alone.
     return tuple(names[slot % len(names)] for slot in range(num_workers or len(names)))
 
 
-def visible_gpus(proc_folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+def visible_gpus(
+    *, proc_folder: Path = Path("/proc/driver/nvidia/gpus"), device_folder: Path = Path("/dev")
+) -> int:
     """NVIDIA GPUs that a CUDA program started here would see."""
     try:
         num_gpus = sum(1 for _ in proc_folder.iterdir())
     except OSError:
         # Some containers hide /proc/driver but mount the device nodes.
-        num_gpus = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+        num_gpus = sum(1 for _ in device_folder.glob("nvidia[0-9]*"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return num_gpus
-    listed = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return min(num_gpus, len(listed))
+    # CUDA reads the list up to the first name that is no device.
+    listed = takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))
+    return min(num_gpus, sum(1 for _ in listed))
 
 
 def usable_cores(cgroup_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

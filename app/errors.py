@@ -1,50 +1,22 @@
-"""The one table from exceptions to HTTP answers, and the envelope around every failure.
+"""What is wrong with a request, as exceptions; and how client text may stand in their messages.
 
-Two laws. Whatever fails, on whatever route, is answered as ``{"error": {message, type, param, code}}``.
-Statuses are chosen by what the SDKs do with them: they retry 408, 409, 429 and every 5xx (openai-python
-3.54), so a request that cannot succeed is never answered with one of these without ``x-should-retry: false``.
+Law: whatever a client wrote reaches a message through ``quoted`` or ``shortened``. An answer, and a log line,
+must not grow with what was sent.
 
 RequestError
 ├── InvalidRequestError    the request is wrong; message and param are for the client
 │   └── TokenArrayError    ... in a token array; ``outcome`` is for the counter
 ├── ModelNotFoundError     no model of that name is served
 ├── BodyEncodingError      the body is compressed
+├── OverloadedError        the bodies that are being read or worked on leave no room for this one
 ├── ClientGoneError        the client closed the connection before its answer was ready
 └── InputFailedError       the engine refused or failed one input; carries the client's name for it
 """
 
-import difflib
-import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections.abc import Sequence
 
-import msgspec
-from litestar import Request, Response
-from litestar.exceptions import HTTPException, NotFoundException
-
-from app.engine import (
-    DRAINING,
-    FAILED,
-    RESTARTING,
-    EngineNotReadyError,
-    InputRefusedError,
-    RequestTooLargeError,
-)
-from app.services import services_of
-from app.wire import Error, ErrorResponse
-from batching import (
-    DeadlineError,
-    EntryFailedError,
-    NoRunnersError,
-    QueueFullError,
-    ShuttingDownError,
-    SubmissionTooLargeError,
-)
-from model import InputTooLongError, NonFiniteRowError, TokenIdError
-
-logger = logging.getLogger(__name__)
+from app.engine import InputRefusedError
+from batching import EntryFailedError
 
 
 class RequestError(Exception):
@@ -90,6 +62,17 @@ class BodyEncodingError(RequestError):
         self.encoding = encoding
 
 
+class OverloadedError(RequestError):
+    """The bodies of other requests leave no room for this one; a moment later there may be."""
+
+    def __init__(self, *, num_bytes: int, max_bytes: int) -> None:
+        super().__init__(
+            f"Other requests hold {num_bytes} of the {max_bytes} bytes that there are for large bodies."
+        )
+        self.num_bytes = num_bytes
+        self.max_bytes = max_bytes
+
+
 class ClientGoneError(RequestError):
     """The client closed the connection before its answer was ready."""
 
@@ -104,235 +87,13 @@ class InputFailedError(RequestError):
         super().__init__(str(failure))
         self.param = param
         self.failure = failure
-        self.__cause__ = failure.__cause__
 
 
 def quoted(text: str, *, max_chars: int = 64) -> str:
     """Client text as it may stand in a message or a log: one line, printable, short."""
-    shown = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
-    return repr(shown)
+    return repr(shortened(text, max_chars=max_chars))
 
 
-# The table -------------------------------------------------------------------------------------------------
-
-INVALID = "invalid_request_error"
-SERVER = "server_error"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How a failure is told: to the client, and to the failure counter."""
-
-    status: int
-    type: str
-    code: str | None
-    reason: str
-    """Label of ``laneway_request_failures_total``; a closed set."""
-    message: str | None = None
-    """Instead of the exception's own text, where that is not for clients."""
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-NO_RETRY = {"x-should-retry": "false"}
-_NO_RUNNERS = "Every worker of the model has ended for good; the cause is in the server's log."
-_SERVER_FAULT = "The server failed to process the request; the cause is in its log."
-
-ANSWERS: dict[type[Exception], Answer] = {
-    InvalidRequestError: Answer(status=400, type=INVALID, code=None, reason="validation"),
-    InputTooLongError: Answer(status=400, type=INVALID, code="context_length_exceeded", reason="too_long"),
-    TokenIdError: Answer(status=400, type=INVALID, code="invalid_token_id", reason="validation"),
-    InputRefusedError: Answer(status=400, type=INVALID, code="invalid_input", reason="validation"),
-    RequestTooLargeError: Answer(
-        status=400, type="max_tokens_per_request", code="max_tokens_per_request", reason="too_long"
-    ),
-    # Not 429: the lane could never hold it, and a retry would never succeed.
-    SubmissionTooLargeError: Answer(status=400, type=INVALID, code="request_too_large", reason="too_long"),
-    ModelNotFoundError: Answer(status=404, type=INVALID, code="model_not_found", reason="model_not_found"),
-    DeadlineError: Answer(status=408, type=SERVER, code="deadline_exceeded", reason="timeout"),
-    BodyEncodingError: Answer(status=415, type=INVALID, code="unsupported_encoding", reason="validation"),
-    QueueFullError: Answer(status=429, type="rate_limit_error", code="queue_full", reason="overloaded"),
-    # 499 is nginx's: nobody reads this answer, but the access log and the metrics tell it from a timeout.
-    ClientGoneError: Answer(status=499, type=INVALID, code="client_closed", reason="cancelled"),
-    # The same input would fail again, so the SDKs are told not to send it twice more.
-    NonFiniteRowError: Answer(
-        status=500, type=SERVER, code="nonfinite_vector", reason="nonfinite", headers=NO_RETRY
-    ),
-    EntryFailedError: Answer(
-        status=500,
-        type=SERVER,
-        code=None,
-        reason="internal",
-        message="The model failed on this input; the cause is in the server's log.",
-        headers=NO_RETRY,
-    ),
-    ShuttingDownError: Answer(
-        status=503, type=SERVER, code="shutting_down", reason="unavailable", headers={"retry-after": "2"}
-    ),
-    NoRunnersError: Answer(
-        status=503,
-        type=SERVER,
-        code="model_failed",
-        reason="unavailable",
-        message=_NO_RUNNERS,
-        headers=NO_RETRY,
-    ),
-    EngineNotReadyError: Answer(
-        status=503, type=SERVER, code="model_loading", reason="unavailable", headers={"retry-after": "5"}
-    ),
-    Exception: Answer(status=500, type=SERVER, code=None, reason="internal", message=_SERVER_FAULT),
-}
-
-_NOT_READY = ANSWERS[EngineNotReadyError]
-STAGE_ANSWERS: dict[str, Answer] = {
-    RESTARTING: replace(_NOT_READY, code="engine_restarting", headers={"retry-after": "2"}),
-    DRAINING: ANSWERS[ShuttingDownError],
-    FAILED: replace(_NOT_READY, code="model_failed", headers=NO_RETRY),
-}
-"""Why an engine is not ready; every other stage is a stage of loading."""
-
-MAX_RETRY_AFTER_S = 60.0
-"""A longer ``Retry-After`` makes older SDKs give up (the bound of openai-python before 3.0; 120 s since)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """One failure, ready to be sent."""
-
-    status: int
-    error: Error
-    reason: str
-    headers: Mapping[str, str]
-
-
-def explain(error: Exception) -> Explanation:
-    """Find the answer to an exception: its own class, or the nearest one above it in the table."""
-    failure = error.failure if isinstance(error, InputFailedError) else error
-    answer = _specific(failure) or _nearest(failure)
-    code = failure.code if isinstance(failure, InvalidRequestError) else None
-    return Explanation(
-        status=answer.status,
-        error=Error(
-            message=answer.message if answer.message is not None else str(failure),
-            type=answer.type,
-            param=error.param if isinstance(error, RequestError) else None,
-            code=code or answer.code,
-        ),
-        reason=answer.reason,
-        headers=answer.headers,
-    )
-
-
-def _nearest(error: Exception) -> Answer:
-    return next(ANSWERS[cls] for cls in type(error).__mro__ if cls in ANSWERS)
-
-
-def _specific(error: Exception) -> Answer | None:
-    """The answer of an exception whose values decide it, not its class alone."""
-    match error:
-        case (
-            InputRefusedError(__cause__=Exception() as cause)
-            | EntryFailedError(__cause__=Exception() as cause)
-        ):
-            answer = ANSWERS.get(type(cause))
-            return answer and replace(answer, message=str(cause))
-        case QueueFullError():
-            return replace(_nearest(error), headers=retry_after_headers(error.retry_after_s))
-        case EngineNotReadyError():
-            return STAGE_ANSWERS.get(error.stage)
-        case HTTPException():
-            return _framework_answer(error)
-        case _:
-            return None
-
-
-def retry_after_headers(wait_s: float) -> dict[str, str]:
-    """The wait in both spellings, whole seconds (RFC 9110, 10.2.3) and the milliseconds the SDKs prefer."""
-    bounded_s = min(max(wait_s, 0.001), MAX_RETRY_AFTER_S)
-    return {"retry-after": str(math.ceil(bounded_s)), "retry-after-ms": str(math.ceil(bounded_s * 1000))}
-
-
-def _framework_answer(error: HTTPException) -> Answer:
-    """What Litestar raised itself: no route, wrong method, too large, a bad Host header."""
-    if error.status_code >= 500:
-        return ANSWERS[Exception]
-    return Answer(
-        status=error.status_code,
-        type=INVALID,
-        code="payload_too_large" if error.status_code == 413 else None,
-        reason={404: "not_found", 405: "not_found", 413: "too_long"}.get(error.status_code, "validation"),
-        # str() of an HTTPException begins with its status; the detail does not.
-        message=error.detail,
-        headers=error.headers or {},
-    )
-
-
-# The handler -----------------------------------------------------------------------------------------------
-
-
-def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Answer any exception of any route in the envelope, count it, and log what is our own fault."""
-    explanation = explain(_with_advice(request, error))
-    services_of(request).metrics.request_failures.labels(explanation.reason).inc()
-    if explanation.status == 500:
-        # The traceback stays here: its text may hold addresses, paths, or a client's input.
-        route = cast("dict[str, Any]", request.scope).get("path_template", "an unknown path")
-        logger.error("%s %s failed", request.method, route, exc_info=error)
-    return Response(
-        msgspec.json.encode(ErrorResponse(explanation.error)),
-        status_code=explanation.status,
-        media_type="application/json",
-        headers=dict(explanation.headers),
-    )
-
-
-def _with_advice(request: Request[Any, Any, Any], error: Exception) -> Exception:
-    """Say what the framework's own errors leave out: which path, method or limit would have been right."""
-    if not isinstance(error, HTTPException) or error.status_code not in ADVICE:
-        return error
-    detail = ADVICE[error.status_code](request, error)
-    return HTTPException(detail=detail, status_code=error.status_code, headers=error.headers)
-
-
-def not_found_advice(request: Request[Any, Any, Any], error: HTTPException) -> str:
-    """Name the path that was probably meant: a base URL often lacks its ``/v1``, or has two."""
-    path: str = request.scope["path"]
-    message = f"{request.method} {quoted(path)} is not served here."
-    meant = nearest_path(path, [route.path for route in request.app.routes])
-    return f"{message} Did you mean {meant}?" if meant else f"{message} See GET /v1/models and /schema."
-
-
-def nearest_path(path: str, served: Sequence[str]) -> str | None:
-    """The served path that a wrong one was probably meant to be."""
-    last = path.rstrip("/").rpartition("/")[2]
-    if last in ("embeddings", "embedding", "embed"):
-        return "/v1/embeddings"
-    if last in ("models", "model"):
-        return "/v1/models"
-    plain = [one for one in served if "{" not in one]
-    return next(iter(difflib.get_close_matches(path[:256], plain, n=1, cutoff=0.75)), None)
-
-
-def wrong_method_advice(request: Request[Any, Any, Any], error: HTTPException) -> str:
-    """Name the methods that the path takes."""
-    allowed = ", ".join(sorted((error.headers or {}).get("allow", "").split(", ")))
-    return f"{request.method} is not allowed on {quoted(request.scope['path'])}. Allowed: {allowed}."
-
-
-def too_large_advice(request: Request[Any, Any, Any], error: HTTPException) -> str:
-    """Name the limit and the setting that raises it."""
-    limit = services_of(request).settings.server.max_body_bytes
-    return f"The request body is larger than {limit} bytes, the limit set by max_body_bytes."
-
-
-ADVICE = {404: not_found_advice, 405: wrong_method_advice, 413: too_large_advice}
-
-
-def refuse_unknown_schema_file(response: Response[Any]) -> Response[Any]:
-    """Hook: turns Litestar's page for unknown paths below ``/schema`` into an error like any other.
-
-    Raises:
-        NotFoundException: There is no such file.
-    """
-    if response.status_code == 404:
-        raise NotFoundException
-    return response
+def shortened(text: str, *, max_chars: int = 200) -> str:
+    """Text that has client text somewhere in it, cut to a length that no message outgrows."""
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"

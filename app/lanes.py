@@ -15,6 +15,8 @@ _LANE_NAMES = frozenset(map(str, Lane))
 
 LOWEST_BATCH_PRIORITY = 10
 """Priorities from here on are the batch lane."""
+MAX_TIMEOUT_S = 86_400.0
+"""The longest that is waited for: a day, as in the settings. Timers refuse the numbers JSON can hold."""
 
 
 def choose_lane(
@@ -80,9 +82,11 @@ def choose_timeout_s(*, timeout_ms: float | None, headers: Mapping[str, str], de
             raise InvalidRequestError(
                 f"timeout_ms must be greater than 0, not {timeout_ms}.", param="timeout_ms"
             )
-        return timeout_ms / 1000
+        return min(timeout_ms, MAX_TIMEOUT_S * 1000) / 1000
     try:
         read_timeout_s = float(headers.get("x-stainless-read-timeout", ""))
     except ValueError:
         return default_s
-    return read_timeout_s if math.isfinite(read_timeout_s) and read_timeout_s > 0 else default_s
+    if not (math.isfinite(read_timeout_s) and read_timeout_s > 0):
+        return default_s
+    return min(read_timeout_s, MAX_TIMEOUT_S)

@@ -1,7 +1,8 @@
 """From an open port to the exit code: the server answers at once, the model loads beside it.
 
-Law: whatever ends first ends the other. A model that cannot be loaded stops the server; a server that is
-told to stop does not wait for a model to load.
+Laws: whatever ends first ends the other. A model that cannot be loaded stops the server; a server that is
+told to stop does not wait for a model to load. Everything in flight has one deadline, and a second signal
+brings it at once.
 """
 
 import asyncio
@@ -37,8 +38,8 @@ class Loadable(Protocol):
         """Take nothing new; readiness is false from here on."""
         ...
 
-    async def stop(self) -> None:
-        """End, whatever is still in flight."""
+    async def stop(self, *, drain_s: float) -> None:
+        """End; what is still in flight may take so long to finish."""
         ...
 
 
@@ -66,8 +67,10 @@ async def serve_until_stopped(
     Returns:
         The exit code: 0 after SIGTERM or SIGINT, 1 if the model could not be loaded.
     """
+    loop = asyncio.get_running_loop()
     exit_code = OK
     loading: asyncio.Task[None] | None = None
+    deadline_s = 0.0
 
     async def load() -> None:
         nonlocal exit_code
@@ -90,15 +93,23 @@ async def serve_until_stopped(
         nonlocal loading
         loading = asyncio.create_task(load())
 
+    def begin_stopping() -> None:
+        nonlocal deadline_s
+        deadline_s = loop.time() + settings.shutdown_timeout_s
+        engine.drain()
+
     server = build_server(
-        app, settings, observer=observer, on_started=begin_loading, on_stopping=engine.drain
+        app, settings, observer=observer, on_started=begin_loading, on_stopping=begin_stopping
     )
     try:
         await server.serve(sockets=[sock])
     finally:
-        if loading is not None:
-            loading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await loading
-        await engine.stop()
+        # The server has let its signals go; what is left takes a moment, and must not be torn in two.
+        with server.capture_signals():
+            if loading is not None:
+                loading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await loading
+            drain_s = 0.0 if server.force_exit else max(0.0, deadline_s - loop.time())
+            await engine.stop(drain_s=drain_s)
     return exit_code

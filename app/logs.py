@@ -26,12 +26,18 @@ OUR_LOGGERS = ("app", "batching", "model")
 """The rooms. All others begin at ``warning``: HTTP clients, for one, log whole URLs at ``info``."""
 
 
+def logs_as_json(log_format: LogFormat) -> bool:
+    """Whether log lines are JSON: where it was asked for, or where nobody reads along on a terminal."""
+    if log_format is LogFormat.AUTO:
+        return not sys.stderr.isatty()
+    return log_format is LogFormat.JSON
+
+
 def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
     """Send every log line to standard error, replacing what was set up before."""
-    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not sys.stderr.isatty())
     handler = _StandardError()
     handler.addFilter(_add_request_id)
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    handler.setFormatter(JsonFormatter() if logs_as_json(log_format) else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     numeric = logging.getLevelNamesMapping()[level.upper()]

@@ -1,6 +1,6 @@
 """The table of contents of the application.
 
-Law: this file imports everything and decides nothing, and nobody but the CLI imports it.
+Law: this file imports every room of the application, and decides nothing.
 """
 
 import time
@@ -11,11 +11,13 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import ExternalDocumentation
 from litestar.types import ControllerRouterHandler
 
+from app.answers import answer_exception, refuse_unknown_schema_file
 from app.bodies import GatewayRequest
+from app.budget import LARGEST_BODIES, BodyBudget
 from app.engine import Engine
-from app.errors import answer_exception, refuse_unknown_schema_file
 from app.metrics import Metrics
 from app.routes import embeddings, models, operations, original
 from app.services import Services
@@ -53,6 +55,7 @@ def create_app(
         cl100k=Cl100kVocabulary(settings.model.cl100k_path),
         created_s=int(time.time()),
     )
+    budget = BodyBudget(LARGEST_BODIES * settings.server.max_body_bytes)
     return Litestar(
         route_handlers=[
             embeddings.create_embedding,
@@ -70,6 +73,7 @@ def create_app(
         ],
         state=State(services.as_state()),
         request_class=GatewayRequest,
+        middleware=[budget.around],
         request_max_body_size=settings.server.max_body_bytes,
         exception_handlers={Exception: answer_exception},
         lifespan=list(lifespan),
@@ -77,6 +81,9 @@ def create_app(
             title="Laneway",
             version=version,
             description="OpenAI-compatible embeddings that keep queries fast while documents are indexed.",
+            external_docs=ExternalDocumentation(
+                url="/docs", description="The same as a page to read and try."
+            ),
             use_handler_docstrings=True,
             # The document alone: every page that Litestar can render loads its scripts from elsewhere.
             render_plugins=[JsonRenderPlugin()],

@@ -59,7 +59,7 @@ class Metrics:
         )
         self.request_failures = Counter(
             "laneway_request_failures",
-            "Requests that were answered with an error, by what went wrong.",
+            "Requests that got an error in place of their answer, or whose client left, by what went wrong.",
             ["reason"],
             registry=self.registry,
         )
@@ -129,10 +129,14 @@ class Metrics:
             "laneway_pass_failures", "Passes that came back without rows.", ["model"], registry=self.registry
         )
 
-    def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
-        """Count one request; ``app.observe`` calls this for every one."""
+    def observe_http(
+        self, route: str, method: str, status: int, duration_s: float, *, failure: str | None
+    ) -> None:
+        """Count one request, and its failure if it was one; ``app.observe`` calls this for every one."""
         self._child(self.http_requests, route, method, str(status)).inc()
         self._child(self.http_request_duration, route, f"{status // 100}xx").observe(duration_s)
+        if failure is not None:
+            self._child(self.request_failures, failure).inc()
 
     def observe_embeddings(self, embeddings: Embeddings, *, lane: Lane) -> None:
         """Count what one request was given."""

@@ -1,8 +1,9 @@
-"""One plain ASGI layer around the whole application: request ids, access log, counts, last resort.
+"""One plain ASGI layer around the whole application: request ids, access log, counts, HEAD, last resort.
 
 Litestar runs its middleware per route, so a 404 or a 405 never meets it; this layer meets everything. Laws:
-every response leaves with an ``x-request-id``, every request is counted once and logged once, and neither the
-line nor the label holds anything that a client made up (the route is the template, never the path).
+every response leaves with an ``x-request-id``; every request is counted once and logged once, and so is every
+failure, whoever answered it; neither the line nor the label holds anything that a client made up (the route
+is the template, never the path).
 """
 
 import asyncio
@@ -11,11 +12,13 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from app.errors import BodyEncodingError, explain
+from app.answers import FAILURE_REASON, explain
+from app.errors import BodyEncodingError
 from app.logs import fields, request_id_var
 from app.wire import ErrorResponse
 from batching import ShuttingDownError
@@ -32,8 +35,8 @@ ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 REQUEST_ID_HEADER = b"x-request-id"
 # Keys in the ASGI scope, which we share with the server below us.
 REQUEST_ID = "laneway.request_id"
-REFUSED_STATUS = "laneway.refused_status"
-"""Set by the server where it answered in the application's place; to the application the client just left."""
+REFUSAL = "laneway.refusal"
+"""Set by the connection where it answered in the application's place, to which the client just left."""
 _ALLOWED_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 UNMATCHED_ROUTE = "unmatched"
 # RFC 9110, 9.3, and PATCH (RFC 5789). The parser knows some thirty more, from WebDAV to RTSP.
@@ -44,11 +47,24 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer. Nobody receives it; it is counted and logged."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request got no further than the connection it came on."""
+
+    status: int
+    message: str
+    code: str
+    reason: str
+    """For the failure counter."""
+
+
 class HttpObserver(Protocol):
     """Who counts requests."""
 
-    def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
-        """One request was answered, or given up by its client."""
+    def observe_http(
+        self, route: str, method: str, status: int, duration_s: float, *, failure: str | None
+    ) -> None:
+        """One request was answered, or given up by its client; ``failure`` says why it got an error."""
         ...
 
 
@@ -74,10 +90,11 @@ class ObservedApp:
         finally:
             record(
                 self._observer,
-                route=route_of(scope),
+                route=exchange.route,
                 method=scope["method"],
                 status=exchange.status,
                 duration_s=exchange.elapsed_s,
+                failure=exchange.failure,
             )
             request_id_var.reset(token)
 
@@ -90,6 +107,9 @@ class _Exchange:
     ) -> None:
         self._app = app
         self._scope = scope
+        # RFC 9110, 9.3.2: HEAD is GET without the body, so the application need not know of it. A copy,
+        # because the server below us reads the method, too.
+        self._app_scope = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         self._receive = receive
         self._send = send
         self._clock = clock
@@ -98,20 +118,35 @@ class _Exchange:
         self._sent_status: int | None = None
         self._is_complete = False
         self.request_id = choose_request_id(_header(scope, REQUEST_ID_HEADER))
-        scope[REQUEST_ID] = self.request_id
+        scope[REQUEST_ID] = self._app_scope[REQUEST_ID] = self.request_id
 
     @property
     def elapsed_s(self) -> float:
         return self._clock() - self._started_s
 
     @property
+    def route(self) -> str:
+        return route_of(self._app_scope)
+
+    @property
     def status(self) -> int:
-        refused = self._scope.get(REFUSED_STATUS)
-        if refused is not None:
-            return refused
+        if self._refusal is not None:
+            return self._refusal.status
         if self._sent_status is None:
             return CLIENT_CLOSED_REQUEST if self._client_left else 500
         return self._sent_status
+
+    @property
+    def failure(self) -> str | None:
+        if self._refusal is not None:
+            return self._refusal.reason
+        if self.status == CLIENT_CLOSED_REQUEST:
+            return "cancelled"
+        return self._app_scope.get(FAILURE_REASON)
+
+    @property
+    def _refusal(self) -> Refusal | None:
+        return self._scope.get(REFUSAL)
 
     async def run(self) -> None:
         encoding = _header(self._scope, b"content-encoding")
@@ -121,7 +156,7 @@ class _Exchange:
             )
             return
         try:
-            await self._app(self._scope, self.receive, self.send)
+            await self._app(self._app_scope, self.receive, self.send)
         except asyncio.CancelledError:
             # Only the server cancels us, when the time for finishing at shutdown is over. The task is
             # about to end either way; ended normally, its client gets an answer that it may retry.
@@ -129,8 +164,9 @@ class _Exchange:
                 raise
             await self._answer(ShuttingDownError(), (b"connection", b"close"))
         except Exception as error:
-            logger.exception("%s %s failed", self._scope["method"], route_of(self._scope))
+            logger.exception("%s %s failed", self._scope["method"], self.route)
             if self._sent_status is not None:
+                self._app_scope[FAILURE_REASON] = explain(error).reason
                 raise  # half an answer is out: the server has to break the connection
             await self._answer(error)
 
@@ -151,10 +187,13 @@ class _Exchange:
             return
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._is_complete = True
+        if self._scope["method"] == "HEAD":
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def _answer(self, error: Exception, *headers: tuple[bytes, bytes]) -> None:
         explanation = explain(error)
+        self._app_scope[FAILURE_REASON] = explanation.reason
         body = msgspec.json.encode(ErrorResponse(explanation.error))
         own = [(name.encode(), value.encode()) for name, value in explanation.headers.items()]
         await self.send(
@@ -172,10 +211,12 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def record(observer: HttpObserver, *, route: str, method: str, status: int, duration_s: float) -> None:
-    """Count one request and write its line."""
+def record(
+    observer: HttpObserver, *, route: str, method: str, status: int, duration_s: float, failure: str | None
+) -> None:
+    """Count one request, and write its line."""
     method = method if method in _METHODS else "other"
-    observer.observe_http(route, method, status, duration_s)
+    observer.observe_http(route, method, status, duration_s, failure=failure)
     logger.log(
         logging.DEBUG if route in _QUIET_ROUTES else logging.INFO,
         "%s %s %d %.1f ms",

@@ -23,6 +23,7 @@ from app.wire import (
     TextsResponse,
     Usage,
 )
+from model import NonFiniteRowError
 
 # N rows, D dimension of an answer
 
@@ -38,14 +39,6 @@ UNIT_TOLERANCE = 1e-6
 _encoder = msgspec.json.Encoder()
 
 
-class NonFiniteError(Exception):
-    """A vector would have left with NaN or infinity in it."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} holds a value that is not finite")
-        self.row = row
-
-
 def finish_rows(
     rows_ND: npt.NDArray[np.float32], *, dimensions: int | None, normalize: bool
 ) -> npt.NDArray[np.float32]:
@@ -57,7 +50,7 @@ def finish_rows(
         (N, dimensions), float32, little-endian and contiguous.
 
     Raises:
-        NonFiniteError: A value is NaN or infinite.
+        NonFiniteRowError: A value is NaN or infinite: the worker's own error, should it have missed one.
     """
     cut_ND = rows_ND[:, :dimensions].astype("<f4", copy=False)
     if normalize:
@@ -66,9 +59,8 @@ def finish_rows(
         if not np.abs(norms_N1 - 1).max() <= UNIT_TOLERANCE:
             # A row of zeros has no direction; it stays what it is.
             cut_ND = cut_ND / np.where(norms_N1 > 0, norms_N1, 1)
-    finite_N = np.isfinite(cut_ND).all(axis=1)
-    if not finite_N.all():
-        raise NonFiniteError(int(np.argmin(finite_N)))
+    if not np.isfinite(cut_ND).all():
+        raise NonFiniteRowError
     return np.ascontiguousarray(cut_ND, dtype="<f4")
 
 

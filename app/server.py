@@ -1,10 +1,4 @@
-"""The HTTP server: uvicorn, with a limit and an answer for slow, oversized and broken clients.
-
-uvicorn waits for a request head or body for ever, takes heads of any size, and answers what it cannot parse
-in plain text. Here every wait has an end, a head has a cap, and each refusal is an OpenAI error with
-``connection: close``. Laws: a connection always has a timer running while the client owes us bytes; nothing
-is written between the lines of another answer.
-"""
+"""The HTTP server around the application: uvicorn, its settings, its end, and the address it listens on."""
 
 import asyncio
 import contextlib
@@ -13,276 +7,16 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any, cast
 
-import msgspec
 import uvicorn
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.server import ServerState
 
-from app.observe import (
-    REFUSED_STATUS,
-    REQUEST_ID,
-    REQUEST_ID_HEADER,
-    UNMATCHED_ROUTE,
-    ASGIApp,
-    HttpObserver,
-    choose_request_id,
-    record,
-)
+from app.connection import Guard, GuardedProtocol
+from app.observe import ASGIApp, HttpObserver
 from app.settings import ServerSettings
-from app.wire import Error, ErrorResponse
-
-MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers, trailers included. Twice what nginx reads by default (4 buffers of 8 KiB)."""
-_LINGER_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
-    """The limits of one connection."""
-
-    header_timeout_s: float
-    body_timeout_s: float
-    observer: HttpObserver
-    max_head_bytes: int = MAX_HEAD_BYTES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a request goes no further than the parser."""
-
-    status: int
-    message: str
-    code: str
-
-
-_MALFORMED = Refusal(status=400, message="The request is not valid HTTP/1.1.", code="malformed_request")
-_BAD_HOST = Refusal(
-    # RFC 9112, 3.2: a server MUST answer 400 to HTTP/1.1 without Host, and to more than one.
-    status=400,
-    message="An HTTP/1.1 request needs exactly one Host header.",
-    code="malformed_request",
-)
-
-
-class _RefusedError(Exception):
-    """Leaves a callback of the parser, which then stops parsing."""
-
-
-class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's httptools connection, with limits."""
-
-    def __init__(
-        self,
-        guard: Guard,
-        config: uvicorn.Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._guard = guard
-        self._deadline: asyncio.TimerHandle | None = None
-        self._accepted_s = 0.0
-        self._awaits_head = True
-        """From the end of one message to the end of the next one's head."""
-        self._head_bytes = 0
-        """Of the request line and the headers that the parser has finished."""
-        self._loose_bytes = 0
-        """Received since the last byte of a body: the parser may be collecting them in one endless header."""
-        self._refusal: Refusal | None = None
-        self._is_deaf = False
-        """What comes in is dropped: the connection is only waiting to be closed."""
-
-    # The connection ----------------------------------------------------------------------------------------
-
-    @override
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._await(self._guard.header_timeout_s)
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        if self._is_deaf or self.transport.is_closing():
-            return
-        if self._deadline is None and self._awaits_head:
-            # The first bytes on an idle connection, be they only empty lines.
-            self._await(self._guard.header_timeout_s)
-        self._loose_bytes += len(data)
-        super().data_received(data)
-        if self._loose_bytes > self._guard.max_head_bytes and not self._is_deaf:
-            self._refuse(self._head_too_large)
-
-    @override
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when the parser gives up, for its own reasons or because a callback raised."""
-        self._refuse(self._refusal or _MALFORMED)
-
-    # The parser's callbacks --------------------------------------------------------------------------------
-
-    @override
-    def on_message_begin(self) -> None:
-        self._head_bytes = 0
-        self._accepted_s = self.loop.time()
-        if self._deadline is None:
-            # It began in the bytes that ended the one before.
-            self._await(self._guard.header_timeout_s)
-        super().on_message_begin()
-
-    @override
-    def on_url(self, url: bytes) -> None:
-        self._head_bytes += len(url)
-        super().on_url(url)
-
-    @override
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + len(b": \r\n")
-        if self._head_bytes > self._guard.max_head_bytes:
-            self._give_up(self._head_too_large)
-        super().on_header(name, value)
-
-    @override
-    def on_headers_complete(self) -> None:
-        assert self.parser is not None
-        num_hosts = sum(name == b"host" for name, _ in self.headers)
-        if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
-            self._give_up(_BAD_HOST)
-        super().on_headers_complete()
-        self._awaits_head = False
-        self._await(self._guard.body_timeout_s)
-
-    @override
-    def on_body(self, body: bytes) -> None:
-        self._loose_bytes = 0
-        super().on_body(body)
-
-    @override
-    def on_message_complete(self) -> None:
-        self._stop_waiting()
-        self._awaits_head = True
-        self._loose_bytes = 0
-        super().on_message_complete()
-
-    @override
-    def _unsupported_upgrade_warning(self) -> None:
-        # An offer that we do not take up (RFC 9110, 7.8): curl's ``Upgrade: h2c``, for one.
-        pass
-
-    # Waiting -----------------------------------------------------------------------------------------------
-
-    def _await(self, timeout_s: float) -> None:
-        self._stop_waiting()
-        self._deadline = self.loop.call_later(timeout_s, self._time_out, timeout_s)
-
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _time_out(self, timeout_s: float) -> None:
-        self._deadline = None
-        if self.transport.is_closing():
-            return
-        is_head = self._awaits_head
-        if self.flow.read_paused or (is_head and self._is_answering):
-            # It is we who keep the client waiting.
-            self._await(timeout_s)
-            return
-        what, setting = ("head", "header_timeout_s") if is_head else ("body", "body_timeout_s")
-        self._refuse(
-            Refusal(
-                status=408,
-                message=f"The request's {what} was not complete after {timeout_s:g} seconds ({setting}).",
-                code="request_timeout",
-            )
-        )
-
-    # Refusing ----------------------------------------------------------------------------------------------
-
-    @property
-    def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - None until the first head
-
-    @property
-    def _head_too_large(self) -> Refusal:
-        return Refusal(
-            status=431,
-            message=f"The request's head is larger than {self._guard.max_head_bytes} bytes.",
-            code="headers_too_large",
-        )
-
-    def _give_up(self, refusal: Refusal) -> None:
-        self._refusal = refusal
-        raise _RefusedError(refusal.message)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer and close, or only close, whichever leaves every other answer whole."""
-        self._stop_waiting()
-        self._unset_keepalive_if_required()
-        if self._awaits_head and self._is_answering:
-            # An earlier request is still being answered; its answer closes the connection.
-            self.cycle.keep_alive = False
-            self._is_deaf = True
-            return
-        if self._awaits_head:
-            record(
-                self._guard.observer,
-                route=UNMATCHED_ROUTE,
-                method="other",
-                status=refusal.status,
-                duration_s=self.loop.time() - self._accepted_s if self._accepted_s else 0.0,
-            )
-        elif not self._is_answering or self.cycle.response_started or self.pipeline:
-            # The body is of no use any more, or our answer would land in another one.
-            self.transport.close()
-            return
-        else:
-            # The application runs already. It is told that the client left, and records our status.
-            self.cycle.scope[REFUSED_STATUS] = refusal.status  # pyright: ignore[reportGeneralTypeIssues] - a key of ours
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        self._write(refusal)
-        self._close_gently()
-
-    def _write(self, refusal: Refusal) -> None:
-        scope = cast("dict[str, Any]", self.scope if self._is_answering else {})
-        body = msgspec.json.encode(
-            ErrorResponse(
-                Error(message=refusal.message, type="invalid_request_error", param=None, code=refusal.code)
-            )
-        )
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-            (REQUEST_ID_HEADER, scope.get(REQUEST_ID, choose_request_id(None)).encode()),
-        ]
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        self.transport.write(STATUS_LINE[refusal.status] + b"".join(lines) + b"\r\n" + body)
-
-    def _close_gently(self) -> None:
-        """Close our half, and drop what still comes until the client closes its own.
-
-        Closing at once, with bytes unread, makes the kernel reset the connection, and the client may lose
-        the answer (RFC 9112, 9.6).
-        """
-        self._is_deaf = True
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        self.flow.resume_reading()
-        self._deadline = self.loop.call_later(_LINGER_S, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -310,6 +44,12 @@ class Server(uvicorn.Server):
         """Say so, accept nothing more, and let requests in flight finish."""
         self._on_stopping()
         await super().shutdown(sockets)
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks for an end; one that comes after it does not wait for requests in flight."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     @override
     @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any, cast
 from litestar.connection import ASGIConnection
 
 from app.engine import Engine
+from app.inputs import known_names
 from app.metrics import Metrics
 from app.settings import Settings
 from app.tokens import Cl100kVocabulary
@@ -23,6 +24,15 @@ class Services:
     cl100k: Cl100kVocabulary
     created_s: int
     """Unix time of the start; ``created`` in the model list."""
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """Every name the served model answers to, its own first."""
+        return known_names(
+            self.engine.served_name,
+            self.engine.aliases,
+            openai_aliases=self.settings.model.openai_aliases,
+        )
 
     def as_state(self) -> dict[str, object]:
         """The value for Litestar's application state."""

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from litestar import Request
 from litestar.types import Receive
+from msgspec import Struct
 
+from app.bodies import ignored_params, ignored_params_header
 from app.engine import Embeddings, InputRefusedError
 from app.errors import ClientGoneError, InputFailedError
 from app.inputs import EmbeddingRequest
@@ -74,23 +76,31 @@ def timing_headers(embeddings: Embeddings) -> dict[str, str]:
     return headers
 
 
+async def ignored_params_headers(
+    request: Request[Any, Any, Any], services: Services, body_type: type[Struct]
+) -> dict[str, str]:
+    """Name the parameters that nobody knows here, and count them."""
+    ignored = ignored_params(await request.body(), body_type)
+    services.metrics.ignored_params.inc(len(ignored))
+    return {"x-ignored-params": ignored_params_header(ignored)} if ignored else {}
+
+
 def rate_limit_headers(services: Services, lane: Lane, *, waited_s: float) -> dict[str, str]:
     """How much room the request's lane has, in OpenAI's headers: its "requests" are inputs here.
 
-    The reset is an estimate: what waits now will have gone when it has waited as long as the request at hand,
-    or as its own oldest entry already has.
+    The reset is an estimate: what waits now will have gone when it has waited as long as the request at hand.
     """
     engine = services.engine
-    state = engine.lane_statistics(lane)
+    load = engine.lane_load(lane)
     max_entries = engine.limits.max_waiting_entries[lane]
     max_tokens = engine.limits.max_waiting_tokens[lane]
-    reset = duration_text(max(waited_s, state.oldest_wait_s) if state.num_waiting else 0.0)
+    reset = duration_text(waited_s if load.num_waiting else 0.0)
     return {
         "x-ratelimit-limit-requests": str(max_entries),
-        "x-ratelimit-remaining-requests": str(max(max_entries - state.num_waiting, 0)),
+        "x-ratelimit-remaining-requests": str(max(max_entries - load.num_waiting, 0)),
         "x-ratelimit-reset-requests": reset,
         "x-ratelimit-limit-tokens": str(max_tokens),
-        "x-ratelimit-remaining-tokens": str(max(max_tokens - state.num_waiting_tokens, 0)),
+        "x-ratelimit-remaining-tokens": str(max(max_tokens - load.num_waiting_tokens, 0)),
         "x-ratelimit-reset-tokens": reset,
     }
 

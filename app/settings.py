@@ -86,7 +86,7 @@ class Dtype(StrEnum):
     """What the model computes in."""
 
     AUTO = "auto"
-    """float32 on CPU, float16 on CUDA."""
+    """float32 on CPU; on CUDA float16, or bfloat16 for models that overflow in float16."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
@@ -149,7 +149,7 @@ class ModelSettings:
     device: Annotated[str, _text(_DEVICE, '"auto", "cpu", "cuda", or "cuda:" and a number')] = "auto"
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``, ..."""
     dtype: Annotated[Dtype, _choice("dtype")] = Dtype.AUTO
-    """``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on CPU, float16 on CUDA."""
+    """``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on CPU, on CUDA float16 if the model bears it."""
     workers: Annotated[int, _between(0, 1_024)] = 0
     """Worker processes. 0: one for each core on CPU, one on CUDA."""
     max_tokens: Annotated[int | None, _at_least(1)] = None
@@ -206,7 +206,7 @@ class LimitSettings:
     """Inputs in one request, as OpenAI allows."""
     max_request_tokens: Annotated[int, _at_least(1)] = 300_000
     """Tokens of all inputs of one request together, before truncation."""
-    max_input_chars: Annotated[int, _at_least(1)] = 4_000_000
+    max_input_chars: Annotated[int, _at_least(1)] = 1_000_000
     """Characters of one input; longer ones are refused before they are tokenised."""
     request_timeout_s: Annotated[float, _duration_s()] = 600.0
     """A request that states no deadline of its own gets this one."""

@@ -73,9 +73,12 @@ class Item(Struct, forbid_unknown_fields=True, frozen=True):
     input_type: str | None = None
 
 
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""64 bits are enough for whatever is counted here; JSON's integers have no bound, and arithmetic has."""
+
 # msgspec takes one array type a union (0.22), so an element list is loose here and sorted out in inputs.py:
 # a token array is `list[int]`, a fused input is `list[Part]`.
-Element = str | int | Item | list[int | Part]
+Element = str | Integer | Item | list[Integer | Part]
 Input = str | Item | list[Element]
 
 
@@ -85,18 +88,23 @@ Input = str | Item | list[Element]
 class CreateEmbeddingRequest(Struct, frozen=True):
     """The body of ``POST /v1/embeddings``: OpenAI's five fields, and extensions of other servers."""
 
-    model: Annotated[str, Meta(description="Id of the served model, or one of its aliases.")]
+    model: Annotated[
+        str,
+        Meta(description="Id of the served model, or one of its aliases."),
+        _shown_as(examples=["text-embedding-3-small"]),
+    ]
     input: Annotated[
         Input | msgspec.UnsetType,
         Meta(
             description="Required. A text, a list of texts, a token array, a list of token arrays, or items."
         ),
+        _shown_as(examples=[["Where does the river end?", "The river ends in a lake north of the town."]]),
     ] = msgspec.UNSET
     encoding_format: Literal["float", "base64"] | None = None
     # With `int` alone msgspec takes 5.0 for 5; the float arm is refused in inputs.py.
-    dimensions: Annotated[int | float | None, _shown_as(oneOf=None, type=["integer", "null"], minimum=1)] = (
-        None
-    )
+    dimensions: Annotated[
+        Integer | float | None, _shown_as(oneOf=None, type=["integer", "null"], minimum=1)
+    ] = None
     user: str | None = None
 
     input_type: str | None = None
@@ -104,13 +112,13 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     prompt_name: str | None = None
     instruction: str | None = None
     modality: str | list[str] | None = None
-    priority: int | str | None = None
+    priority: Integer | str | None = None
     truncate: bool | str | None = None
     truncation: bool | str | None = None
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: Integer | None = None
     normalize: bool | None = None
     normalized: bool | None = None
-    timeout_ms: int | float | None = None
+    timeout_ms: Integer | float | None = None
     token_encoding: str | None = None
     embedding_type: str | list[str] | None = None
     output_dtype: str | None = None
@@ -120,21 +128,25 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     ] = msgspec.UNSET
 
 
+Texts = Annotated[list[str] | msgspec.UnsetType, Meta(description="Required. At least one text.")]
+Images = Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")]
+
+
 class TextsRequest(Struct, frozen=True):
     """The body of ``POST /embeddings/text``."""
 
-    texts: list[str]
+    # Optional for msgspec, so that images in their place are what the answer is about.
+    texts: Texts = msgspec.UNSET
     instruction: str | None = None
+    images: Images = msgspec.UNSET
 
 
 class SimilarityRequest(Struct, frozen=True):
     """The body of ``POST /similarity``: every text against every text."""
 
-    texts: list[str]
+    texts: Texts = msgspec.UNSET
     instruction: str | None = None
-    images: Annotated[
-        msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")
-    ] = msgspec.UNSET
+    images: Images = msgspec.UNSET
 
 
 # Answers ---------------------------------------------------------------------------------------------------

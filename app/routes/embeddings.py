@@ -6,12 +6,12 @@ from litestar import Response, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
-from app.bodies import GatewayRequest, StrictJSON, ignored_params, ignored_params_header
+from app.bodies import GatewayRequest, StrictJSON
 from app.errors import TokenArrayError
-from app.inputs import LANGCHAIN_HINT, EmbeddingRequest, known_names, needs_cl100k, parse, resolve_model
+from app.inputs import LANGCHAIN_HINT, EmbeddingRequest, needs_cl100k, parse, resolve_model
 from app.outputs import embedding_answer
 from app.services import Services, services_of
-from app.serving import embed, rate_limit_headers, timing_headers
+from app.serving import embed, ignored_params_headers, rate_limit_headers, timing_headers
 from app.tokens import Cl100k, VocabularyError
 from app.wire import CreateEmbeddingRequest, CreateEmbeddingResponse, ErrorResponse
 
@@ -25,7 +25,7 @@ RESPONSES: dict[int, ResponseSpec] = {
         (413, ErrorResponse, "The body is too large."),
         (429, ErrorResponse, "The lane is full; `retry-after-ms` says when to come back."),
         (500, ErrorResponse, "The server failed."),
-        (503, ErrorResponse, "The model is loading or restarting, or the server is stopping."),
+        (503, ErrorResponse, "The model is loading, or the server is overloaded or stopping."),
     )
 }
 
@@ -56,12 +56,10 @@ async def create_embedding(
     headers = {
         **timing_headers(embeddings),
         **rate_limit_headers(services, wanted.lane, waited_s=embeddings.queue_s),
+        **await ignored_params_headers(request, services, CreateEmbeddingRequest),
     }
     if wanted.token_encoding is not None:
         headers["x-token-encoding"] = str(wanted.token_encoding)
-    if ignored := ignored_params(await request.body(), CreateEmbeddingRequest):
-        headers["x-ignored-params"] = ignored_params_header(ignored)
-        services.metrics.ignored_params.inc(len(ignored))
     return Response(body, media_type="application/json", headers=headers)
 
 
@@ -71,12 +69,13 @@ async def read(
     """Parse a request for the served model, and count what its client does.
 
     Raises:
-        ModelNotFoundError: The model it names is not served.
         EngineNotReadyError: The model is not loaded yet.
+        ModelNotFoundError: The model it names is not served.
         InvalidRequestError: The request is wrong.
     """
-    model_input_type = resolve_model(data.model, served_names(services))
+    # First, because a model that still loads may not know its names yet, and nobody retries a 404.
     info = services.engine.info
+    model_input_type = resolve_model(data.model, services.served_names)
     if headers.get("x-stainless-retry-count", "0") != "0":
         services.metrics.request_retries.inc()
     try:
@@ -114,12 +113,3 @@ async def vocabulary_for(data: CreateEmbeddingRequest, services: Services) -> Cl
             code="vocabulary_missing",
             outcome="vocabulary_missing",
         ) from error
-
-
-def served_names(services: Services) -> tuple[str, ...]:
-    """Every name the served model answers to, its own first."""
-    return known_names(
-        services.engine.served_name,
-        services.engine.aliases,
-        openai_aliases=services.settings.model.openai_aliases,
-    )

@@ -8,7 +8,6 @@ from litestar.params import FromPath
 
 from app.inputs import resolve_model, suffixed_names
 from app.outputs import dimension_choices
-from app.routes.embeddings import served_names
 from app.services import Services, services_of
 from app.wire import ErrorResponse, Limits, ListModels, Model
 
@@ -37,9 +36,10 @@ def list_models(request: Request[Any, Any, Any]) -> ListModels:
 def retrieve_model(model_id: FromPath[str], request: Request[Any, Any, Any]) -> Model:
     """The model of that name or alias; the answer carries its own name."""
     services = services_of(request)
+    card = model_card(services)
     # A path parameter begins with the slash before it; ids of hub models have one inside.
-    resolve_model(model_id.removeprefix("/"), served_names(services))
-    return model_card(services)
+    resolve_model(model_id.removeprefix("/"), services.served_names)
+    return card
 
 
 def model_card(services: Services) -> Model:
@@ -58,7 +58,7 @@ def model_card(services: Services) -> Model:
         dimensions=dimension_choices(info.dimension, info.matryoshka_dimensions),
         max_input_tokens=info.max_tokens,
         input_modalities=info.modalities,
-        aliases=(*served_names(services)[1:], *suffixed_names(engine.served_name)),
+        aliases=(*services.served_names[1:], *suffixed_names(engine.served_name)),
         prompts=info.prompts,
         default_prompt_name=info.default_prompt_name,
         is_normalized=info.is_normalized,

@@ -9,11 +9,12 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
 from app.bodies import GatewayRequest, StrictJSON
+from app.engine import Embeddings
 from app.inputs import EmbeddingRequest, parse_texts, unsupported_modality
 from app.outputs import similarity_answer, texts_answer
 from app.routes.models import model_card
-from app.services import Services, services_of
-from app.serving import embed, timing_headers
+from app.services import services_of
+from app.serving import embed, ignored_params_headers, timing_headers
 from app.wire import SimilarityRequest, SimilarityResponse, TextsRequest, TextsResponse
 
 TAGS = ["Original"]
@@ -75,11 +76,9 @@ def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
 )
 async def embed_texts(data: JSONBody[TextsRequest], request: GatewayRequest) -> Response[bytes]:
     """Turn each text into a vector."""
-    services = services_of(request)
-    wanted = read_texts(data, request, services)
-    embeddings = await embed(request, services, wanted)
+    wanted, embeddings = await embed_texts_of(data, request)
     body = await texts_answer(embeddings, normalize=wanted.normalize)
-    return Response(body, media_type="application/json", headers=timing_headers(embeddings))
+    return Response(body, media_type="application/json", headers=await headers_of(embeddings, data, request))
 
 
 @post(
@@ -93,12 +92,9 @@ async def embed_texts(data: JSONBody[TextsRequest], request: GatewayRequest) -> 
 )
 async def similarity(data: JSONBody[SimilarityRequest], request: GatewayRequest) -> Response[bytes]:
     """Compare every text with every text by the cosine of their vectors."""
-    services = services_of(request)
-    if data.images is not msgspec.UNSET and bytes(data.images) not in (b"null", b"[]"):
-        raise unsupported_modality("images")
-    embeddings = await embed(request, services, read_texts(data, request, services))
+    _, embeddings = await embed_texts_of(data, request)
     body = await similarity_answer(embeddings)
-    return Response(body, media_type="application/json", headers=timing_headers(embeddings))
+    return Response(body, media_type="application/json", headers=await headers_of(embeddings, data, request))
 
 
 @post(
@@ -112,14 +108,27 @@ def embed_images() -> None:
     raise unsupported_modality()
 
 
-def read_texts(
-    data: TextsRequest | SimilarityRequest, request: GatewayRequest, services: Services
-) -> EmbeddingRequest:
-    """Parse the list of texts that both endpoints take."""
-    return parse_texts(
+async def embed_texts_of(
+    data: TextsRequest | SimilarityRequest, request: GatewayRequest
+) -> tuple[EmbeddingRequest, Embeddings]:
+    """Read and embed the list of texts that both endpoints take."""
+    services = services_of(request)
+    # Before the texts: a client that sends images alone should read that they are the trouble.
+    if data.images is not msgspec.UNSET and bytes(data.images) not in (b"null", b"[]"):
+        raise unsupported_modality("images")
+    wanted = parse_texts(
         data.texts,
         instruction=data.instruction,
         headers=request.headers,
         info=services.engine.info,
         settings=services.settings,
     )
+    return wanted, await embed(request, services, wanted)
+
+
+async def headers_of(
+    embeddings: Embeddings, data: TextsRequest | SimilarityRequest, request: GatewayRequest
+) -> dict[str, str]:
+    """Where the time went, and which parameters did nothing."""
+    ignored = await ignored_params_headers(request, services_of(request), type(data))
+    return timing_headers(embeddings) | ignored

@@ -11,11 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from litestar import Litestar
 
-from app.engine import READY, Embeddings, Engine, EngineNotReadyError, EngineState, EngineStatistics
+from app.engine import (
+    DRAINING,
+    READY,
+    RESTARTING,
+    Embeddings,
+    Engine,
+    EngineNotReadyError,
+    EngineState,
+    EngineStatistics,
+)
 from app.main import create_app
 from app.metrics import Metrics
+from app.observe import ObservedApp
 from app.settings import Settings
-from batching import Lane, LaneStatistics, Limits, SchedulerStatistics
+from batching import Lane, LaneLoad, LaneStatistics, Limits, SchedulerStatistics
 from model import EmbeddingInput, ModelInfo
 from model.worker import WorkerStatistics
 
@@ -90,6 +100,7 @@ class FakeEngine:
     calls: list[Call] = field(default_factory=list)
     lanes: dict[Lane, LaneStatistics] = field(default_factory=lambda: dict.fromkeys(Lane, IDLE))
     scale: float = 1.0
+    queue_s: float = 0.0015
 
     @property
     def state(self) -> EngineState:
@@ -97,13 +108,15 @@ class FakeEngine:
 
     @property
     def info(self) -> ModelInfo:
-        if self.stage != READY:
+        if self.stage not in (READY, RESTARTING, DRAINING):
             raise EngineNotReadyError(self.stage)
         return self.info_
 
     async def embed(
         self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
     ) -> Embeddings:
+        if self.stage not in (READY, RESTARTING):
+            raise EngineNotReadyError(self.stage)
         self.calls.append(Call(inputs=tuple(inputs), lane=lane, timeout_s=timeout_s))
         self.started.set()
         if self.failure is not None:
@@ -122,7 +135,7 @@ class FakeEngine:
             num_dropped_tokens=tuple(
                 max(length - limit, 0) for length, limit in zip(lengths, limits, strict=True)
             ),
-            queue_s=0.0015,
+            queue_s=self.queue_s,
             compute_s=0.004,
         )
 
@@ -130,8 +143,9 @@ class FakeEngine:
     def limits(self) -> Limits:
         return Limits(max_pass_tokens=512, fill_tokens=128)
 
-    def lane_statistics(self, lane: Lane) -> LaneStatistics:
-        return self.lanes[lane]
+    def lane_load(self, lane: Lane) -> LaneLoad:
+        state = self.lanes[lane]
+        return LaneLoad(num_waiting=state.num_waiting, num_waiting_tokens=state.num_waiting_tokens)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -216,8 +230,8 @@ class Gateway:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 answered.set()
 
-        await self.app(
-            cast("Any", http_scope(method, path, headers or {})), cast("Any", receive), cast("Any", send)
+        await ObservedApp(cast("Any", self.app), self.metrics)(
+            http_scope(method, path, headers or {}), receive, send
         )
         return Answer(
             status=sent[0]["status"],

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import uvloop
@@ -21,11 +21,15 @@ class Recorder:
     """An HttpObserver that keeps what it was told."""
 
     seen: list[tuple[str, str, int]] = field(default_factory=list)
+    failures: list[str | None] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
-    def observe_http(self, route: str, method: str, status: int, duration_s: float) -> None:
+    def observe_http(
+        self, route: str, method: str, status: int, duration_s: float, *, failure: str | None
+    ) -> None:
         assert duration_s >= 0
         with self.arrived:
+            self.failures.append(failure)
             self.seen.append((route, method, status))
             self.arrived.notify_all()
 
@@ -128,6 +132,11 @@ class Client:
 
     def read_reply(self) -> Reply:
         """Wait for one whole response."""
+        head = self.read_head()
+        return replace(head, body=self.file.read(int(head.headers.get("content-length", 0))))
+
+    def read_head(self) -> Reply:
+        """Wait for one response's status and headers."""
         line = self.file.readline()
         assert line.startswith(b"HTTP/1.1 "), line
         status = int(line.split()[1])
@@ -135,7 +144,7 @@ class Client:
         while (line := self.file.readline()) not in (b"\r\n", b""):
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.strip().lower()] = value.strip()
-        return Reply(status, headers, self.file.read(int(headers.get("content-length", 0))))
+        return Reply(status, headers, b"")
 
     def wait_for_close(self) -> bytes:
         """Everything that still comes until the other side closes."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.bodies import has_more_outside_strings
 from app.wire import CreateEmbeddingRequest
 from tests.app.fakes import Gateway, with_settings
 
@@ -133,6 +134,41 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
         "Invalid value for 'encoding_format': invalid enum value 'int8'.",
         "encoding_format",
     ),
+    "a huge encoding format": (
+        b'{"model": "tiny", "input": "a", "encoding_format": "' + b"x" * 1_000_000 + b'"}',
+        f"Invalid value for 'encoding_format': invalid enum value '{'x' * 179}….",
+        "encoding_format",
+    ),
+    "a huge field in an item": (
+        body('[{"' + "x" * 1_000_000 + '": "a"}]'),
+        f"Unknown parameter: 'input[0].{'x' * 54}…'.",
+        f"input[0].{'x' * 64}",
+    ),
+    **{
+        f"{name} of 401 digits": (
+            f'{{"model": "tiny", "input": "a", "{name}": 1{"0" * 400}}}'.encode(),
+            f"Invalid value for '{name}': expected `int` <= 9223372036854775807.",
+            name,
+        )
+        for name in ("timeout_ms", "dimensions", "priority", "truncate_prompt_tokens")
+    },
+    "a token id of 401 digits": (
+        body("[[1, 1" + "0" * 400 + "]]"),
+        "Invalid value for 'input[0][1]': expected `int` <= 9223372036854775807.",
+        "input[0][1]",
+    ),
+    "millions of empty lists": (
+        body("[" + "[]," * 5_000_000 + "[]]"),
+        "The request body holds more than 431072 JSON values; one request may hold 2048 inputs (max_inputs) "
+        "and 300000 tokens (max_request_tokens).",
+        None,
+    ),
+    "millions of strings": (
+        b'{"model": "tiny", "input": "a", "x": [' + b'"",' * 5_000_000 + b'""]}',
+        "The request body holds more than 431072 JSON values; one request may hold 2048 inputs (max_inputs) "
+        "and 300000 tokens (max_request_tokens).",
+        None,
+    ),
     "messages instead of input": (
         b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}]}',
         "messages is not supported; send the text of a conversation as input.",
@@ -216,6 +252,42 @@ async def test_a_body_over_the_limit_is_refused_and_the_limit_is_named():
         }
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a, b, c: " * 500_000, '"a", ' * 500_000, "\\\\" * 500_000 + ', "' * 500_000, "\\" + '\\",' * 500_000],
+    ids=["prose", "quoted", "backslashes", "escaped quotes"],
+)
+async def test_commas_and_colons_of_a_text_are_no_values(text: str):
+    """A list of numbers in prose is a text like any other, whatever the limit on JSON values."""
+    gateway = Gateway(settings=with_settings(limits={"max_input_chars": len(text)}))
+    answer = await gateway.embed([text], nobody_knows=1)
+    assert answer.status == 200
+    assert answer.headers["x-ignored-params"] == "nobody_knows"
+
+
+@pytest.mark.parametrize(
+    ("text", "num_commas"),
+    [
+        (b"[1,2,3]", 2),
+        (rb'["a,b",""," ,",\",1]', 3),
+        (rb'["\",",\"", "," ]', 2),
+        (b'{"a":1,"b,":[",",{}]}', 2),
+    ],
+)
+def test_marks_are_counted_between_strings_only(text: bytes, num_commas: int):
+    padding = b"," * 10  # inside one more string: the plain count must never settle it
+    padded = b'["' + padding + b'",' + text + b"]"
+    assert has_more_outside_strings(padded, b",", num_commas)
+    assert not has_more_outside_strings(padded, b",", max(num_commas + 1, padded.count(b'"')))
+
+
+async def test_a_body_of_very_many_keys_is_not_searched_for_unknown_ones():
+    """Naming a few of half a million keys would take longer than the request."""
+    answer = await Gateway().embed("a", **{f"k{number}": 1 for number in range(70_000)})
+    assert answer.status == 200
+    assert "x-ignored-params" not in answer.headers
+
+
 async def test_the_content_type_does_not_matter():
     """curl sends form data by default; the body says what it is."""
     answer = await Gateway().post(
@@ -248,8 +320,10 @@ async def test_a_request_without_unknown_parameters_has_no_such_header():
     assert "x-ignored-params" not in (await Gateway().embed("a", user="u")).headers
 
 
+# Hypothesis seldom goes past 128 bits; arithmetic with floats fails from 1024 bits on.
+INTEGERS = st.integers() | st.sampled_from([10**400, -(10**400), 2**63, 2**64])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False) | st.text(),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
     max_leaves=12,
 )

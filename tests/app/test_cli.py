@@ -12,6 +12,7 @@ from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -205,8 +206,11 @@ def started() -> Generator[list[subprocess.Popen[str]]]:
         process.communicate(timeout=10)
 
 
-def serve(started: list[subprocess.Popen[str]], *argv: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-c", "from app.cli import main; main()", "serve", "--port", "0", *argv]
+PROGRAM = "from app.cli import main; main()"
+
+
+def serve(started: list[subprocess.Popen[str]], *argv: str, program: str = PROGRAM) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-c", program, "serve", "--port", "0", *argv]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -246,6 +250,47 @@ def test_a_server_that_is_stopped_while_it_loads_exits_with_0(started, number: s
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
+
+
+HANGING_DOWNLOAD = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import app.engine
+
+def find_checkpoint(source, **options):
+    options["on_stage"]("downloading 43%")
+    ThreadPoolExecutor().submit(threading.Event().wait).result()
+
+app.engine.find_checkpoint = find_checkpoint
+{PROGRAM}
+"""
+"""As hub clients download: in threads of a pool, which Python joins before it exits."""
+
+
+def test_the_port_answers_while_the_model_loads_and_a_stop_does_not_wait_for_it(started):
+    """Liveness must not fail during a download of an hour, and a stop must not take that long."""
+    process = serve(started, program=HANGING_DOWNLOAD)
+    url = str(read_until(process, "listening on")["message"]).removeprefix("listening on ")
+    read_until(process, "downloading 43%")
+    with urlopen(f"{url}/health/live", timeout=10) as answer:
+        assert answer.status == 200
+    readiness = ask_readiness("127.0.0.1", int(url.rpartition(":")[2]), timeout_s=10)
+    assert readiness.line == "not ready: downloading 43%"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def test_an_input_type_that_the_model_does_not_know_ends_the_start(started):
+    process = serve(started, "--default-input-type", "nonsense", "--workers", "1")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    [line] = [line for line in errors.splitlines() if not line.startswith("{")]
+    assert line == (
+        "laneway: default_input_type: 'nonsense' is not an input type of this model. Allowed: document, query."
+    )
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_1(started, tmp_path: Path):

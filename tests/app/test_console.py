@@ -49,6 +49,18 @@ def test_the_log_has_a_line_for_each_stage_and_one_each_ten_seconds(caplog: pyte
     assert caplog.messages == ["downloading 0%", "downloading 10%", "downloading 20%", "loading weights"]
 
 
+def test_a_hundred_stages_at_once_are_one_line(caplog: pytest.LogCaptureFixture):
+    """Weights of a small model load within milliseconds, tensor by tensor."""
+    now_s = 100.0
+    log = StageLog(clock=lambda: now_s)
+    with caplog.at_level(logging.INFO, logger="app.console"):
+        for percent in range(101):
+            now_s += 0.0001
+            log(f"loading weights {percent}%")
+        log("probing packed passes")
+    assert caplog.messages == ["loading weights 0%", "probing packed passes"]
+
+
 def test_the_banner_has_all_that_a_first_request_needs():
     shown = banner(serving())
     assert "Laneway 1.2.3 is ready after 3.2 s." in shown
@@ -80,4 +92,13 @@ def test_a_terminal_gets_the_banner_and_a_log_one_line(monkeypatch, caplog: pyte
         announce(serving())
     assert terminal.getvalue() == banner(serving()) + "\n"
     assert pipe.getvalue() == ""
-    assert caplog.messages == ["ready after 3.2 s: all-MiniLM-L6-v2 on http://127.0.0.1:8000/v1"]
+    assert caplog.messages == [
+        "ready after 3.2 s: all-MiniLM-L6-v2 on http://127.0.0.1:8000/v1, 384 dimensions, 256 tokens an input; "
+        "2,048 inputs, 300,000 tokens, 64 MiB a request"
+    ]
+    facts = caplog.records[0].__dict__["fields"]
+    assert (facts["max_inputs"], facts["max_request_tokens"], facts["max_body_bytes"]) == (
+        2048,
+        300_000,
+        2**26,
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.tokens import Cl100kVocabulary
+from app.tokens import Cl100kVocabulary, VocabularyError
 from batching import Lane
 from model import EmbeddingInput
 from tests.app.fakes import IDLE, INFO, FakeEngine, Gateway, vector_of, with_settings
@@ -81,8 +81,9 @@ async def test_headers_say_where_the_time_went():
 
 async def test_rate_limit_headers_are_the_lanes_real_bounds():
     """A client that reads them can slow down before it is told to."""
-    busy = replace(IDLE, num_waiting=384, num_waiting_tokens=8_000_000, oldest_wait_s=2.5)
-    gateway = Gateway(FakeEngine(lanes={Lane.QUERY: IDLE, Lane.DOCUMENT: busy, Lane.BATCH: IDLE}))
+    busy = replace(IDLE, num_waiting=384, num_waiting_tokens=8_000_000)
+    lanes = {Lane.QUERY: IDLE, Lane.DOCUMENT: busy, Lane.BATCH: IDLE}
+    gateway = Gateway(FakeEngine(lanes=lanes, queue_s=2.5))
 
     document = (await gateway.embed(["a", "b"])).headers
     query = (await gateway.embed("a")).headers
@@ -104,7 +105,7 @@ async def test_langchains_default_gets_the_vector_of_its_text():
     gateway = Gateway()
     try:
         await gateway.app.state["services"].cl100k.get()
-    except Exception:
+    except VocabularyError:
         pytest.skip("no package that ships cl100k_base is installed")
 
     by_ids = await gateway.embed([[15339, 1917]])
@@ -145,7 +146,7 @@ async def test_more_ids_than_a_request_may_have_are_refused_before_they_are_look
     ("stage", "code"),
     [
         ("downloading 43%", "model_loading"),
-        ("restarting", "engine_restarting"),
+        ("failed", "model_failed"),
         ("draining", "shutting_down"),
     ],
 )
@@ -153,12 +154,21 @@ async def test_while_the_model_is_not_ready_clients_are_told_to_come_back(stage:
     gateway = Gateway(FakeEngine(stage=stage))
     answer = await gateway.embed("a")
     assert (answer.status, answer.error["code"]) == (503, code)
-    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    if code == "model_failed":
+        assert answer.headers["x-should-retry"] == "false"
+    else:
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
-async def test_a_wrong_model_name_is_told_even_while_the_model_loads():
-    gateway = Gateway(FakeEngine(stage="loading"))
-    assert (await gateway.post("/v1/embeddings", {"model": "gpt-4", "input": "a"})).status == 404
+async def test_no_name_is_wrong_before_the_model_is_known():
+    """A checkpoint brings names of its own, and the SDKs do not ask again after a 404."""
+    gateway = Gateway(FakeEngine(stage="downloading 43%"))
+    answer = await gateway.post("/v1/embeddings", {"model": "org/tiny", "input": "a"})
+    assert (answer.status, answer.error["code"]) == (503, "model_loading")
+
+
+async def test_while_the_workers_restart_requests_wait_instead_of_failing():
+    assert (await Gateway(FakeEngine(stage="restarting")).embed("a")).status == 200
 
 
 # Clients that leave
@@ -190,14 +200,16 @@ async def test_a_client_that_leaves_while_sending_is_no_server_error():
 
 
 async def test_a_request_that_is_itself_cancelled_leaves_nothing_running():
-    """What a server does to requests that outlive its shutdown."""
+    """What a server does to requests that outlive its shutdown; they may be sent again elsewhere."""
     engine = FakeEngine(hold=asyncio.Event())
-    pending = asyncio.create_task(Gateway(engine).embed("a"))
+    gateway = Gateway(engine)
+    pending = asyncio.create_task(gateway.embed("a"))
     await engine.started.wait()
     pending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await pending
+    answer = await pending
+    assert (answer.status, answer.error["code"]) == (503, "shutting_down")
     assert engine.num_cancelled == 1
+    assert gateway.sample("laneway_request_failures_total", reason="unavailable") == 1
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -231,5 +243,6 @@ def test_the_vocabulary_is_not_loaded_before_somebody_needs_it():
 
 async def test_a_vector_that_is_not_finite_is_an_error_and_never_null():
     answer = await Gateway(FakeEngine(scale=float("nan"), info_=INFO)).embed("a")
-    assert answer.status == 500
+    assert (answer.status, answer.error["code"]) == (500, "nonfinite_vector")
+    assert answer.headers["x-should-retry"] == "false"
     assert b"null" not in answer.body.replace(b'"param":null', b"").replace(b'"code":null', b"")

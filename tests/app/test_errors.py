@@ -5,18 +5,16 @@ import logging
 import pytest
 from litestar.exceptions import ClientException, HTTPException, InternalServerException
 
+from app.answers import ANSWERS, explain, nearest_path, retry_after_headers
 from app.engine import EngineNotReadyError, InputRefusedError, RequestTooLargeError
 from app.errors import (
-    ANSWERS,
     InputFailedError,
     InvalidRequestError,
     ModelNotFoundError,
-    explain,
-    nearest_path,
+    OverloadedError,
     quoted,
-    retry_after_headers,
+    shortened,
 )
-from app.outputs import NonFiniteError
 from batching import (
     DeadlineError,
     EntryFailedError,
@@ -151,10 +149,6 @@ TABLE = [
         (503, "server_error", "model_loading", None, "the model is not ready: downloading 43%"),
     ),
     (
-        EngineNotReadyError("restarting"),
-        (503, "server_error", "engine_restarting", None, "the model is not ready: restarting"),
-    ),
-    (
         EngineNotReadyError("draining"),
         (503, "server_error", "shutting_down", None, "the model is not ready: draining"),
     ),
@@ -163,13 +157,23 @@ TABLE = [
         (503, "server_error", "model_failed", None, "the model is not ready: failed"),
     ),
     (
-        NonFiniteError(3),
+        NonFiniteRowError(),
         (
             500,
             "server_error",
+            "nonfinite_vector",
             None,
+            "the vector holds NaN or infinity; serving with dtype float32 or bfloat16 avoids that",
+        ),
+    ),
+    (
+        OverloadedError(num_bytes=90, max_bytes=100),
+        (
+            503,
+            "server_error",
+            "overloaded",
             None,
-            "The server failed to process the request; the cause is in its log.",
+            "Other requests hold 90 of the 100 bytes that there are for large bodies.",
         ),
     ),
     (
@@ -217,11 +221,13 @@ def test_what_would_fail_again_is_not_sent_again():
     for poison in (
         EntryFailedError(0, PassFailedError("")),
         EntryFailedError(0, NonFiniteRowError()),
+        NonFiniteRowError(),
         NoRunnersError(1),
         EngineNotReadyError("failed"),
     ):
         assert explain(poison).headers["x-should-retry"] == "false"
-    for passing in (FULL, ShuttingDownError(), EngineNotReadyError("loading")):
+    overloaded = OverloadedError(num_bytes=90, max_bytes=100)
+    for passing in (FULL, ShuttingDownError(), overloaded, EngineNotReadyError("loading")):
         assert "x-should-retry" not in explain(passing).headers
         assert 1 <= int(explain(passing).headers["retry-after"]) <= 60
 
@@ -262,6 +268,11 @@ def test_reasons_are_a_small_closed_set():
 )
 def test_client_text_in_messages_is_short_and_harmless(text: str, shown: str):
     assert quoted(text) == shown
+
+
+def test_words_around_client_text_are_cut_to_a_length_no_message_outgrows():
+    assert shortened("x" * 200) == "x" * 200
+    assert shortened("x" * 201) == "x" * 199 + "…"
 
 
 @pytest.mark.parametrize(
@@ -342,3 +353,14 @@ async def test_a_full_lane_says_when_to_come_back():
     answer = await Gateway(FakeEngine(failure=FULL)).embed("a")
     assert answer.status == 429
     assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("2", "1235")
+
+
+async def test_a_full_lane_tells_its_bounds():
+    """They are what a client that was refused needs most."""
+    answer = await Gateway(FakeEngine(failure=FULL)).embed("a")
+    assert answer.headers["x-ratelimit-limit-requests"] == "2048"
+    assert {name for name in answer.headers if name.startswith("x-ratelimit-")} == {
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    }

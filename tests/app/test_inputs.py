@@ -154,7 +154,66 @@ def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised():
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\n" * 4_000_000, "data:image/png;base64," + "\n" * 4_000_000 + " x", "data:image/" + "a" * 4_000_000],
+    ids=["empty lines", "an image's end", "an image's type"],
+)
+def test_looking_for_an_image_takes_no_longer_than_reading(text: str):
+    """An expression that goes back would need hours for these, and stop everybody else."""
+    settings = with_settings(limits={"max_input_chars": len(text)})
+    assert texts(text, settings=settings) == [text]
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "param"),
+    [
+        ("a", {"instruction": "i" * 8_001}, "instruction"),
+        ([{"text": "a", "instruction": "i" * 8_001}], {}, "input[0].instruction"),
+        ([{"text": "a", "instruction": "i" * 8_001, "input_type": "query"}], {}, "input[0].instruction"),
+    ],
+)
+def test_an_instruction_of_too_many_characters_is_refused(given: Any, fields: dict[str, Any], param: str):
+    """It is tokenised with every input: 2,048 inputs would make 60 MB of it 120 GB."""
+    message = f"'{param}' has 8001 characters; an instruction may have 8000."
+    assert refusal(given, **fields) == (message, param, None)
+    assert texts("a", instruction="i" * 8_000) == ["a"]
+
+
 # Token arrays
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"instruction": "i"}, "instruction"),
+        ({"input_type": "query"}, "input_type"),
+        ({"task": "document"}, "task"),
+        ({"headers": {"x-input-type": "query"}}, "X-Input-Type"),
+        ({"suffix": "query"}, "model"),
+    ],
+)
+def test_a_prompt_for_ids_that_are_taken_as_they_are_is_refused(fields: dict[str, Any], param: str):
+    """Dropped in silence, queries would be compared on the documents' side."""
+    message = (
+        f"'input[0]' holds token ids, which are taken as they are; {param} would put a prompt before them. "
+        f"Send strings, or leave {param} out."
+    )
+    assert refusal([[5]], info=E5, token_encoding="model", **fields) == (message, param, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("info", "fields"),
+    [
+        (INFO, {"input_type": "query"}),
+        (E5, {"input_type": "text"}),
+        (E5, {"instruction": "", "input_type": "query"}),
+        (E5, {"settings": with_settings(model={"default_input_type": "query"})}),
+    ],
+)
+def test_a_prompt_that_is_empty_or_not_asked_for_leaves_ids_alone(info: ModelInfo, fields: dict[str, Any]):
+    [one] = read([[5]], info=info, token_encoding="model", **fields).inputs
+    assert one.token_ids == (5,)
 
 
 @pytest.mark.parametrize(("default", "said"), [(TokenIds.MODEL, None), (TokenIds.CL100K_BASE, "model")])

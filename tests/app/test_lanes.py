@@ -74,6 +74,14 @@ def test_a_deadline_comes_from_the_body_else_from_the_sdk_else_from_the_settings
     assert choose_timeout_s(timeout_ms=None, headers={}, default_s=600) == 600
 
 
+@pytest.mark.parametrize("timeout_ms", [1e308, 10**400, 86_400_001])
+def test_a_deadline_is_a_day_away_at_most(timeout_ms: float):
+    """Event loops refuse to wait for the numbers that JSON can hold."""
+    assert choose_timeout_s(timeout_ms=timeout_ms, headers={}, default_s=600) == 86_400
+    headers = {"x-stainless-read-timeout": "1e300"}
+    assert choose_timeout_s(timeout_ms=None, headers=headers, default_s=600) == 86_400
+
+
 @pytest.mark.parametrize("text", ["", "None", "nan", "inf", "-1", "0", "1e999"])
 def test_an_sdk_timeout_that_makes_no_sense_is_no_statement(text: str):
     headers = {"x-stainless-read-timeout": text}

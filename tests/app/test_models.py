@@ -44,7 +44,7 @@ async def test_the_served_model_is_listed_with_what_one_may_ask_of_it(path: str)
         "limits": {
             "max_inputs": 2048,
             "max_request_tokens": 300_000,
-            "max_input_chars": 4_000_000,
+            "max_input_chars": 1_000_000,
             "max_body_bytes": 67_108_864,
         },
         "capabilities": ["embeddings"],
@@ -77,4 +77,10 @@ async def test_a_model_that_does_not_answer_is_not_listed(stage: str):
     """People probe the list for readiness."""
     gateway = Gateway(FakeEngine(stage=stage))
     assert (await gateway.get("/v1/models")).json == {"object": "list", "data": []}
-    assert (await gateway.get("/v1/models/tiny")).status == 503
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt-4"])
+async def test_no_model_is_said_to_be_unknown_before_one_is_known(name: str):
+    """Which names it has may be read from the checkpoint; nobody asks again after a 404."""
+    answer = await Gateway(FakeEngine(stage="downloading 43%")).get(f"/v1/models/{name}")
+    assert (answer.status, answer.error["code"]) == (503, "model_loading")

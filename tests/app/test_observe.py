@@ -10,9 +10,19 @@ import pytest
 from litestar import Litestar, Response, get, post
 from litestar.params import FromPath
 
-from app.errors import ClientGoneError
-from app.logs import JsonFormatter, TextFormatter, fields, format_exception, request_id_var
+from app.engine import Engine
+from app.logs import (
+    JsonFormatter,
+    TextFormatter,
+    fields,
+    format_exception,
+    logs_as_json,
+    request_id_var,
+)
 from app.observe import ObservedApp, choose_request_id
+from app.settings import LogFormat
+from model.worker import LoadOptions
+from tests.app.fakes import with_settings
 from tests.app.running import Recorder
 
 SECRET = "the client's own words"
@@ -117,6 +127,7 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
 
 async def test_the_clients_request_id_comes_back():
     exchange = await Exchange().run("GET", "/items/7", {"X-Request-Id": "trace-1.a_B"})
+    assert exchange.recorder.failures == [None]
     assert (exchange.status, exchange.headers["x-request-id"]) == (200, "trace-1.a_B")
 
 
@@ -179,6 +190,7 @@ async def test_a_client_that_left_counts_as_499():
     exchange = await Exchange(patient).run("POST", "/anything", leaves=True)
     assert exchange.sent == []
     assert exchange.recorder.seen == [("unmatched", "POST", 499)]
+    assert exchange.recorder.failures == ["cancelled"]
 
 
 async def test_what_is_sent_to_a_client_that_left_counts_as_499():
@@ -217,6 +229,7 @@ async def test_a_compressed_body_is_refused_before_anyone_unpacks_it(encoding: s
     # RFC 9110, 15.5.16: a 415 for the coding says which ones are taken.
     assert exchange.headers["accept-encoding"] == "identity"
     assert exchange.recorder.seen == [("unmatched", "POST", 415)]
+    assert exchange.recorder.failures == ["validation"]
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
@@ -233,6 +246,7 @@ async def test_a_bug_is_answered_in_the_envelope_and_does_not_tell_its_text():
         "param": None,
         "code": None,
     }
+    assert exchange.recorder.failures == ["internal"]
 
 
 async def test_a_bug_after_the_first_byte_is_left_to_the_server():
@@ -240,12 +254,13 @@ async def test_a_bug_after_the_first_byte_is_left_to_the_server():
 
     async def half(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        raise ClientGoneError
+        raise ZeroDivisionError
 
     exchange = Exchange(half)
-    with pytest.raises(ClientGoneError):
+    with pytest.raises(ZeroDivisionError):
         await exchange.run("GET", "/")
     assert len(exchange.sent) == 1
+    assert exchange.recorder.failures == ["internal"]
 
 
 # The log ---------------------------------------------------------------------------------------------------
@@ -303,6 +318,34 @@ def test_outside_a_request_the_words_are_shown():
     """Loading a model handles nobody's input, and its errors are for the operator."""
     error = RuntimeError("no space left")
     assert format_exception(error, with_message=True) == "RuntimeError: no space left"
+
+
+@pytest.mark.parametrize(
+    ("log_format", "is_terminal", "as_json"),
+    [
+        (LogFormat.AUTO, True, False),
+        (LogFormat.AUTO, False, True),
+        (LogFormat.JSON, True, True),
+        (LogFormat.TEXT, False, False),
+    ],
+)
+def test_lines_are_json_where_nobody_reads_along_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, log_format: LogFormat, is_terminal: bool, as_json: bool
+):
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert logs_as_json(log_format) is as_json
+
+
+@pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.TEXT])
+def test_workers_log_in_the_gateways_format(monkeypatch: pytest.MonkeyPatch, log_format: LogFormat):
+    """Their lines go to the same stderr, and so to the same collector."""
+    opened: list[dict[str, object]] = []
+    monkeypatch.setattr("app.engine.ProcessWorker", lambda _options, **given: opened.append(given))
+    engine = Engine.from_settings(with_settings(server={"log_format": log_format}))
+    engine._open_worker(LoadOptions(folder="/nowhere", source="fake"), 0)
+    assert [given["log_json"] for given in opened] == [log_format is LogFormat.JSON]
 
 
 def test_a_text_line_ends_with_its_request():

@@ -88,7 +88,7 @@ def test_passes_are_counted_by_size_and_device_time():
 
 def test_requests_are_counted_by_route_method_and_status():
     metrics = Metrics()
-    metrics.observe_http("/v1/embeddings", "POST", 200, 0.004)
+    metrics.observe_http("/v1/embeddings", "POST", 200, 0.004, failure=None)
     sample = metrics.registry.get_sample_value
     labels = {"route": "/v1/embeddings", "method": "POST", "status": "200"}
     assert sample("laneway_http_requests_total", labels) == 1
@@ -96,10 +96,35 @@ def test_requests_are_counted_by_route_method_and_status():
     assert sample("laneway_http_request_duration_seconds_bucket", bucket) == 1
 
 
+def test_a_failure_is_counted_with_its_request():
+    metrics = Metrics()
+    metrics.observe_http("unmatched", "other", 431, 0.0, failure="too_long")
+    assert metrics.registry.get_sample_value("laneway_request_failures_total", {"reason": "too_long"}) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/stats", "/v1/models", "/v1/models/tiny", "/health", "/health/live", "/metrics"]
+)
+async def test_head_is_get_without_the_body(path: str):
+    """Load balancers and uptime monitors ask with HEAD (RFC 9110, 9.3.2)."""
+    gateway = Gateway()
+    asked, told = await gateway.get(path), await gateway.request("HEAD", path)
+    assert (told.status, told.body) == (200, b"")
+    assert told.headers["content-type"] == asked.headers["content-type"]
+    route = path.replace("tiny", "{model_id}")
+    assert gateway.sample("laneway_http_requests_total", route=route, method="HEAD", status="200") == 1
+
+
+async def test_a_readiness_probe_that_says_no_is_no_failed_request():
+    gateway = Gateway(FakeEngine(stage="loading"))
+    assert (await gateway.get("/health")).status == 503
+    assert b"laneway_request_failures_total{" not in (await gateway.get("/metrics")).body
+
+
 def test_two_applications_in_one_process_count_for_themselves():
     """A global registry makes the second one an error, and tests depend on each other."""
     first, second = Metrics(), Metrics()
-    first.observe_http("/", "GET", 200, 0.1)
+    first.observe_http("/", "GET", 200, 0.1, failure=None)
     labels = {"route": "/", "method": "GET", "status": "200"}
     assert second.registry.get_sample_value("laneway_http_requests_total", labels) is None
 
@@ -141,6 +166,20 @@ async def test_the_document_describes_the_strict_request_and_the_envelope():
     }
     assert set(schemas["Error"]["required"]) == {"message", "type", "param", "code"}
     assert set(operation["responses"]) == {"200", "400", "404", "408", "413", "429", "500", "503"}
+
+
+async def test_the_document_points_to_its_page_and_starts_from_a_request_that_works():
+    """The page's first request is made of these examples."""
+    gateway = Gateway()
+    document = (await gateway.get("/schema/openapi.json")).json
+    fields = document["components"]["schemas"]["CreateEmbeddingRequest"]["properties"]
+    example = {name: fields[name]["examples"][0] for name in ("model", "input")}
+
+    answer = await gateway.post("/v1/embeddings", example)
+
+    assert document["externalDocs"]["url"] == "/docs"
+    assert answer.status == 200
+    assert len(answer.json["data"]) == 2
 
 
 async def test_the_document_loads_nothing_from_elsewhere():

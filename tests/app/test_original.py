@@ -61,8 +61,30 @@ async def test_images_are_refused_on_a_text_model():
         answer = await gateway.post(path, b"\x89PNG, not even JSON")
         assert answer.status == 400
         assert answer.error == {**TEXT_ONLY, "param": None}
-    answer = await gateway.post("/similarity", {"texts": ["a"], "images": ["data:image/png;base64,AA"]})
-    assert answer.error == {**TEXT_ONLY, "param": "images"}
+
+
+@pytest.mark.parametrize("path", ["/embeddings/text", "/similarity"])
+@pytest.mark.parametrize("texts", [{"texts": ["a"]}, {"texts": []}, {}])
+async def test_images_beside_texts_are_refused_before_the_texts_are_looked_at(path: str, texts: object):
+    """Ignored, they would leave a vector of half of what was meant."""
+    answer = await Gateway().post(path, {**texts, "images": ["data:image/png;base64,AA"]})
+    assert (answer.status, answer.error) == (400, {**TEXT_ONLY, "param": "images"})
+    for nothing in (None, []):
+        assert (await Gateway().post(path, {"texts": ["a"], "images": nothing})).status == 200
+
+
+@pytest.mark.parametrize("path", ["/embeddings/text", "/similarity"])
+async def test_parameters_nobody_knows_are_named_here_too(path: str):
+    gateway = Gateway()
+    answer = await gateway.post(path, {"texts": ["a"], "normalise": False, "images": []})
+    assert answer.headers["x-ignored-params"] == "normalise"
+    assert gateway.sample("laneway_ignored_params_total") == 1
+
+
+@pytest.mark.parametrize("path", ["/embeddings/text", "/similarity"])
+async def test_an_instruction_is_bounded_under_its_own_name(path: str):
+    answer = await Gateway().post(path, {"texts": ["a"], "instruction": "i" * 8_001})
+    assert (answer.status, answer.error["param"]) == (400, "instruction")
 
 
 async def test_the_root_tells_status_and_configuration():

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.server import MAX_HEAD_BYTES, BindError, bind_socket, url_of
+from app.connection import MAX_HEAD_BYTES
+from app.server import BindError, bind_socket, url_of
 from app.settings import ServerSettings
 from tests.app.running import Client, Running, answer, echo, live, running
 
@@ -226,6 +227,35 @@ def test_what_the_guard_refuses_is_counted_without_the_clients_words(server: Run
     server.recorder.wait_for(("unmatched", "other", 400))
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "failure"),
+    [
+        (b"nonsense\r\n\r\n", "validation"),
+        (b"GET / HTTP/1.1\r\n\r\n", "validation"),
+        (b"GET / HTTP/1.1\r\nHost: here\r\nX-Big: " + b"a" * 100_000 + b"\r\n\r\n", "too_long"),
+        (b"POST / HTT", "timeout"),
+        (b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nhalf", "timeout"),
+    ],
+    ids=["garbage", "no host", "large head", "slow head", "slow body"],
+)
+def test_what_the_guard_refuses_counts_as_a_failure(request_bytes: bytes, failure: str):
+    settings = ServerSettings(header_timeout_s=0.15, body_timeout_s=0.15, shutdown_timeout_s=5)
+    with running(echo, settings) as server:
+        server.ask(request_bytes)
+    assert server.recorder.failures == [failure]
+
+
+def test_a_head_request_is_answered_without_a_body(server: Running):
+    """The connection stays in step: what follows is the answer to the next request."""
+    with server.connect() as client:
+        client.send(b"HEAD / HTTP/1.1\r\nHost: here\r\n\r\n")
+        head = client.read_head()
+        client.send(HEALTHY)
+        assert client.read_reply().body == b'{"bytes": 5}'
+    assert head.status == 200
+    assert head.headers["content-length"] == str(len(b'{"bytes": 0}'))
+
+
 # Pipelining ------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +337,7 @@ def test_a_request_that_outlasts_the_shutdown_is_answered_503():
         assert reply.headers["retry-after"] == "2"
         assert reply.headers["connection"] == "close"
         server.recorder.wait_for(("unmatched", "GET", 503))
+        assert server.recorder.failures == ["unavailable"]
 
 
 def wait_until_refused(address: tuple[str, int]) -> None:

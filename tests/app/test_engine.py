@@ -1,0 +1,574 @@
+"""One served model from start to stop, on workers that compute nothing."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from app import engine as engine_module
+from app.devices import Placement
+from app.engine import (
+    CPU_PASS_TOKENS,
+    CUDA_PASS_TOKENS,
+    Engine,
+    EngineNotReadyError,
+    EngineState,
+    InputRefusedError,
+    RequestTooLargeError,
+    WorkerRunner,
+    batching_limits,
+    calibration_pass,
+    cut_chunks,
+    preparation_chars,
+)
+from app.prompts import check_default_input_type
+from app.settings import Settings
+from batching import (
+    CostModel,
+    DeadlineError,
+    EntryFailedError,
+    Lane,
+    PassReport,
+    RunnerLostError,
+    Shape,
+    ShuttingDownError,
+)
+from model import (
+    CheckpointError,
+    EmbeddingInput,
+    Features,
+    InputTooLongError,
+    ModelInfo,
+    NonFiniteRowError,
+    PassFailedError,
+    PassResult,
+    Preparer,
+    TokenIdError,
+    Truncation,
+    WorkerDiedError,
+)
+from model.worker import LoadOptions, OnStage, WorkerStatistics
+from tests.app.fakes import INFO, with_settings
+
+
+def tokenizer_of_words() -> str:
+    """A word is a token: its place in the vocabulary tells which."""
+    words = ["[UNK]", "one", "two", "three", "bad", "word"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str()
+
+
+WORDS = replace(INFO, tokenizer_json=tokenizer_of_words(), vocab_size=6, dimension=2)
+BAD = 4
+"""The token of which a row becomes NaN."""
+
+
+@dataclass(eq=False)
+class FakeWorker:
+    """Rows are ``[first token, number of tokens]``."""
+
+    info: ModelInfo = WORDS
+    stages: Sequence[str] = ()
+    failures: list[Exception] = field(default_factory=list)
+    """Raised by the next passes, one each."""
+    is_alive: bool = True
+    device_s: float = 0.001
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared: passes wait for it."""
+    has_begun: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    passes: list[list[int]] = field(default_factory=list)
+    """Tokens of each input of each pass."""
+    num_stops: int = 0
+    options: LoadOptions | None = None
+
+    def __post_init__(self) -> None:
+        self.open.set()
+        self.ready.set()
+
+    async def start(self, on_stage: OnStage) -> ModelInfo:
+        for stage in self.stages:
+            on_stage(stage)
+        return self.info
+
+    async def wait_ready(self) -> None:
+        await self.ready.wait()
+
+    async def run(self, features: Sequence[Features]) -> PassResult:
+        self.passes.append([one.num_tokens for one in features])
+        self.has_begun.set()
+        await self.open.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        rows = np.array([[one.token_ids[0], one.num_tokens] for one in features], dtype=np.float32)
+        bad = tuple(index for index, one in enumerate(features) if one.token_ids[0] == BAD)
+        return PassResult(rows=rows, device_s=self.device_s, nonfinite_rows=bad)
+
+    async def stop(self) -> None:
+        self.num_stops += 1
+
+    def statistics(self) -> WorkerStatistics:
+        return WorkerStatistics(
+            is_ready=self.is_alive, pid=1, num_restarts=0, num_passes=len(self.passes), rss_bytes=None
+        )
+
+    def forget_calibration(self) -> None:
+        self.passes.clear()
+        self.has_begun.clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What is found as a checkpoint; nothing of it is read."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    return tmp_path / "mine"
+
+
+def build_engine(
+    folder: Path, *workers: FakeWorker, settings: Settings | None = None, **options: Any
+) -> Engine:
+    settings = settings or Settings()
+    model = replace(settings.model, model=str(folder), workers=len(workers), device="cpu")
+
+    def open_worker(options: LoadOptions, slot: int) -> FakeWorker:
+        workers[slot].options = options
+        return workers[slot]
+
+    return Engine(replace(settings, model=model), open_worker=open_worker, **options)
+
+
+@asynccontextmanager
+async def serving(folder: Path, *workers: FakeWorker, **options: Any) -> AsyncGenerator[Engine]:
+    """A started engine, stopped at the end; what calibration did is forgotten."""
+    engine = build_engine(folder, *workers, **options)
+    await engine.start()
+    for worker in workers:
+        worker.forget_calibration()
+    try:
+        yield engine
+    finally:
+        await engine.stop(drain_s=0)
+
+
+def texts(*given: str, **options: Any) -> list[EmbeddingInput]:
+    return [EmbeddingInput(text=text, **options) for text in given]
+
+
+# Answers ---------------------------------------------------------------------------------------------------
+
+
+async def test_rows_come_back_in_input_order_with_what_they_cost(folder: Path):
+    async with serving(folder, FakeWorker()) as engine:
+        answer = await engine.embed(texts("two one", "one", "three " * 20), lane=Lane.QUERY, timeout_s=None)
+    assert answer.rows.tolist() == [[2, 2], [1, 1], [3, 16]]
+    assert (answer.num_tokens, answer.num_dropped_tokens) == ((2, 1, 16), (0, 0, 4))
+    assert answer.compute_s == 0.001
+
+
+async def test_an_input_that_cannot_be_embedded_is_named_by_its_place(folder: Path):
+    """Also in the second chunk: the place is the one in the request."""
+    async with serving(folder, worker := FakeWorker()) as engine:
+        inputs = [*texts(*["one"] * 70), EmbeddingInput(token_ids=(6,))]
+        with pytest.raises(InputRefusedError, match="token id 6 is not in the vocabulary of 6 ids") as caught:
+            await engine.embed(inputs, lane=Lane.DOCUMENT, timeout_s=None)
+        long = texts("one", "two " * 17, truncation=Truncation.NONE)
+        with pytest.raises(InputRefusedError) as too_long:
+            await engine.embed(long, lane=Lane.QUERY, timeout_s=None)
+    assert (caught.value.index, type(caught.value.__cause__)) == (70, TokenIdError)
+    assert (too_long.value.index, type(too_long.value.__cause__)) == (1, InputTooLongError)
+    assert worker.passes == []
+
+
+async def test_a_row_that_is_not_finite_is_its_inputs_error(folder: Path):
+    async with serving(folder, FakeWorker()) as engine:
+        with pytest.raises(EntryFailedError) as caught:
+            await engine.embed(texts("one", "bad"), lane=Lane.QUERY, timeout_s=None)
+        neighbour = await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=None)
+    assert (caught.value.index, type(caught.value.__cause__)) == (1, NonFiniteRowError)
+    assert neighbour.rows.tolist() == [[1, 1]]
+
+
+async def test_what_passes_did_is_added_up_and_told(folder: Path):
+    told: list[PassReport] = []
+    async with serving(folder, FakeWorker(), on_pass=told.append) as engine:
+        await engine.embed(texts("one", "two one"), lane=Lane.QUERY, timeout_s=None)
+        statistics = engine.statistics()
+    assert (statistics.num_passes, statistics.num_items, statistics.num_tokens) == (1, 2, 3)
+    assert statistics.mean_pass_items == 2
+    assert [report.num_tokens for report in told] == [{Lane.QUERY: 3}]
+
+
+# Preparing -------------------------------------------------------------------------------------------------
+
+
+class RecordingPreparer(Preparer):
+    """Keeps which thread prepared how many inputs."""
+
+    calls: list[tuple[str, int]] = []  # noqa: RUF012 - one list for all of them, emptied by the fixture
+
+    def prepare(self, inputs: Sequence[EmbeddingInput]) -> list[Any]:
+        self.calls.append((threading.current_thread().name.rpartition("_")[0], len(inputs)))
+        return list(super().prepare(inputs))
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    calls: list[tuple[str, int]] = []
+    monkeypatch.setattr(RecordingPreparer, "calls", calls)
+    monkeypatch.setattr(engine_module, "Preparer", RecordingPreparer)
+    return calls
+
+
+def test_a_chunk_is_bounded_by_inputs_and_by_characters():
+    """Tokenising cannot be interrupted: whoever comes next waits for the whole call."""
+    assert list(cut_chunks([100] * 130)) == [range(64), range(64, 128), range(128, 130)]
+    assert list(cut_chunks([90_000] * 5)) == [range(2), range(2, 4), range(4, 5)]
+    assert list(cut_chunks([900_000, 10, 10])) == [range(1), range(1, 3)]
+    assert list(cut_chunks([])) == []
+
+
+def test_all_that_is_tokenised_counts():
+    """An instruction goes in front of every input; forgotten, it would be tokenised for nothing 2,048 times."""
+    empty = preparation_chars(EmbeddingInput(text=""))
+    assert preparation_chars(EmbeddingInput(text="a" * 30)) == empty + 30
+    assert preparation_chars(EmbeddingInput(text="a" * 30, instruction="b" * 500)) == empty + 530
+    assert preparation_chars(EmbeddingInput(token_ids=(1,) * 40)) == empty + 40
+
+
+@pytest.mark.parametrize(
+    ("lane", "inputs", "calls"),
+    [
+        (Lane.QUERY, texts("one"), [("", 1)]),
+        (Lane.DOCUMENT, texts("one"), [("", 1)]),
+        (Lane.QUERY, texts("word " * 1_000), [("tokenise-query", 1)]),
+        (Lane.DOCUMENT, texts("word " * 1_000), [("tokenise-document", 1)]),
+        (Lane.QUERY, texts("word " * 5_000), [("tokenise-document", 1)]),
+        (Lane.QUERY, texts("one", instruction="word " * 5_000), [("tokenise-document", 1)]),
+        (Lane.QUERY, texts(*["one"] * 400), [("tokenise-query", 64)] * 6 + [("tokenise-query", 16)]),
+    ],
+    ids=["short", "short document", "query", "document", "long query", "long instruction", "many queries"],
+)
+async def test_who_tokenises(
+    lane: Lane,
+    inputs: list[EmbeddingInput],
+    calls: list[tuple[str, int]],
+    folder: Path,
+    prepared: list[tuple[str, int]],
+):
+    """A long request never has the queries' thread, whatever lane it claims."""
+    async with serving(folder, FakeWorker()) as engine:
+        await engine.embed(inputs, lane=lane, timeout_s=None)
+    assert prepared == calls
+
+
+async def test_a_request_of_too_many_tokens_is_refused_when_they_are_too_many(
+    folder: Path, prepared: list[tuple[str, int]]
+):
+    """A body of 16 MB kept the documents' tokeniser busy for 71 s before it was refused."""
+    settings = with_settings(limits={"max_request_tokens": 1_000})
+    inputs = texts(*["word " * 10] * 2_000)
+    async with serving(folder, worker := FakeWorker(), settings=settings) as engine:
+        with pytest.raises(
+            RequestTooLargeError, match=r"^Requested at least 1280 tokens, max 1000 tokens per request\.$"
+        ) as caught:
+            await engine.embed(inputs, lane=Lane.DOCUMENT, timeout_s=None)
+        assert len(prepared) == 2
+        with pytest.raises(RequestTooLargeError, match=r"^Requested 1001 tokens, max 1000 tokens"):
+            await engine.embed(texts("word " * 1_001), lane=Lane.DOCUMENT, timeout_s=None)
+    assert (caught.value.num_tokens, caught.value.max_tokens) == (1_280, 1_000)
+    assert worker.passes == []
+
+
+async def test_the_deadline_counts_from_the_call_and_not_from_the_queue(folder: Path, monkeypatch):
+    now_s = 0.0
+
+    class SlowPreparer(Preparer):
+        def prepare(self, inputs: Sequence[EmbeddingInput]) -> list[Any]:
+            nonlocal now_s
+            now_s += 3
+            return list(super().prepare(inputs))
+
+    monkeypatch.setattr(engine_module, "Preparer", SlowPreparer)
+    async with serving(folder, worker := FakeWorker(), clock=lambda: now_s) as engine:
+        with pytest.raises(DeadlineError):
+            await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=2.9)
+        assert worker.passes == []
+        await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=3.1)
+
+
+# State -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_tells_what_it_is_doing(folder: Path):
+    told: list[str] = []
+    engine = build_engine(folder, FakeWorker(stages=("loading weights 50%",)), on_stage=told.append)
+    assert engine.state == EngineState(stage="starting", is_ready=False)
+    assert repr(engine) == f"<Engine {folder}: starting, 0 workers>"
+    with pytest.raises(EngineNotReadyError, match="the model is not ready: starting"):
+        await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=None)
+    await engine.start()
+    assert engine.state == EngineState(stage="ready", is_ready=True)
+    await engine.stop(drain_s=0)
+    assert engine.state == EngineState(stage="draining", is_ready=False)
+    assert told == [
+        "looking for the model",
+        "loading weights 50%",
+        "measuring pass times",
+        "ready",
+        "draining",
+    ]
+
+
+async def test_without_a_living_worker_an_engine_is_restarting_and_requests_wait(folder: Path):
+    """Ready would send it more of them; refused, they would be lost to a restart that takes seconds."""
+    async with serving(folder, worker := FakeWorker()) as engine:
+        worker.is_alive = False
+        worker.ready.clear()
+        assert engine.state == EngineState(stage="restarting", is_ready=False)
+        waiting = asyncio.create_task(engine.embed(texts("two"), lane=Lane.QUERY, timeout_s=None))
+        await asyncio.wait([waiting], timeout=0)
+        assert not waiting.done()
+        worker.is_alive = True
+        worker.ready.set()
+        assert (await waiting).rows.tolist() == [[2, 1]]
+        assert engine.state.is_ready
+
+
+async def test_one_living_worker_is_enough_to_be_ready(folder: Path):
+    async with serving(folder, FakeWorker(), other := FakeWorker()) as engine:
+        other.is_alive = False
+        assert engine.state.is_ready
+
+
+async def test_a_pass_that_dies_with_its_worker_is_run_again(folder: Path):
+    async with serving(folder, worker := FakeWorker()) as engine:
+        worker.failures.append(WorkerDiedError("killed by signal 9"))
+        answer = await engine.embed(texts("two"), lane=Lane.QUERY, timeout_s=None)
+    assert answer.rows.tolist() == [[2, 1]]
+    assert worker.passes == [[1], [1]]
+
+
+async def test_a_draining_engine_finishes_and_takes_nothing_new(folder: Path):
+    async with serving(folder, worker := FakeWorker()) as engine:
+        worker.open.clear()
+        in_flight = asyncio.create_task(engine.embed(texts("two"), lane=Lane.QUERY, timeout_s=None))
+        await worker.has_begun.wait()
+        engine.drain()
+        with pytest.raises(EngineNotReadyError, match="the model is not ready: draining"):
+            await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=None)
+        worker.open.set()
+        await engine.stop(drain_s=10)
+        assert (await in_flight).rows.tolist() == [[2, 1]]
+    assert worker.num_stops >= 1
+
+
+async def test_a_stop_without_time_gives_up_what_is_in_flight(folder: Path):
+    async with serving(folder, worker := FakeWorker()) as engine:
+        worker.open.clear()
+        in_flight = asyncio.create_task(engine.embed(texts("two"), lane=Lane.QUERY, timeout_s=None))
+        await worker.has_begun.wait()
+        await engine.stop(drain_s=0)
+        with pytest.raises(ShuttingDownError):
+            await in_flight
+
+
+async def test_the_name_is_there_before_the_model_and_stays(folder: Path):
+    """It is a label of the metrics: a series that changed it would look like another model."""
+    engine = build_engine(folder, FakeWorker())
+    before = (engine.served_name, engine.aliases)
+    await engine.start()
+    assert (engine.served_name, engine.aliases) == before == ("mine", ())
+    await engine.stop(drain_s=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "served_name", "name", "aliases"),
+    [
+        ("minilm", None, "all-MiniLM-L6-v2", ("minilm", "sentence-transformers/all-MiniLM-L6-v2")),
+        ("minilm", "minilm", "minilm", ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")),
+        ("acme/model", None, "acme/model", ("model",)),
+        ("modelscope:acme/model", "mine", "mine", ("acme/model", "model")),
+    ],
+)
+def test_a_served_name_takes_the_place_of_the_models_own(
+    model: str, served_name: str | None, name: str, aliases: tuple[str, ...]
+):
+    settings = with_settings(model={"model": model, "served_name": served_name})
+    engine = Engine(settings, open_worker=lambda _options, _slot: FakeWorker())
+    assert (engine.served_name, engine.aliases) == (name, aliases)
+
+
+# Start -----------------------------------------------------------------------------------------------------
+
+
+async def test_workers_that_loaded_different_files_do_not_serve(folder: Path):
+    """Half of the vectors would be of another model."""
+    workers = FakeWorker(), FakeWorker(info=replace(WORDS, fingerprint="0" * 64))
+    engine = build_engine(folder, *workers)
+    with pytest.raises(CheckpointError, match=f"the workers loaded different files from {folder}"):
+        await engine.start()
+    assert engine.state == EngineState(stage="failed", is_ready=False)
+    assert [worker.num_stops for worker in workers] == [1, 1]
+
+
+async def test_a_model_that_is_not_accepted_does_not_serve(folder: Path):
+    """`laneway serve --default-input-type nonsense` must fail at start, not at every request."""
+
+    def accept(info: ModelInfo) -> None:
+        check_default_input_type("nonsense", info)
+
+    engine = build_engine(folder, FakeWorker(), accept=accept)
+    with pytest.raises(
+        CheckpointError, match="default_input_type: 'nonsense' is not an input type of this model"
+    ):
+        await engine.start()
+    assert engine.state.stage == "failed"
+
+
+async def test_the_settings_reach_the_worker(folder: Path):
+    settings = with_settings(model={"max_tokens": 100, "dimensions": (4, 2)})
+    async with serving(folder, worker := FakeWorker(), settings=settings):
+        assert worker.options is not None
+    assert (worker.options.folder, worker.options.source) == (str(folder), "mine")
+    assert (worker.options.device, worker.options.dtype) == ("cpu", "auto")
+    assert (worker.options.max_tokens, worker.options.matryoshka_dimensions) == (100, (4, 2))
+
+
+async def test_a_start_that_is_cancelled_does_not_wait_for_a_download(folder: Path, monkeypatch):
+    """A socket that hangs cannot be interrupted; the thread that waits for it is left behind."""
+    loop = asyncio.get_running_loop()
+    has_begun, may_end = asyncio.Event(), threading.Event()
+
+    def fetch(*_args: object, **_options: object) -> None:
+        loop.call_soon_threadsafe(has_begun.set)
+        may_end.wait()
+        raise CheckpointError("nobody hears of it")
+
+    monkeypatch.setattr(engine_module, "find_checkpoint", fetch)
+    starting = asyncio.create_task(build_engine(folder, FakeWorker()).start())
+    await has_begun.wait()
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "find-checkpoint"]
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert thread.is_alive()
+    # What ends with the loop is what `asyncio.run` waits for.
+    await loop.shutdown_default_executor()
+    may_end.set()
+    thread.join(10)
+
+
+async def test_the_first_worker_is_timed_before_anybody_is_served(folder: Path):
+    """Limits and the scheduler start from what passes take here, not from a guess."""
+    first, second = FakeWorker(device_s=0.5), FakeWorker()
+    engine = build_engine(folder, first, second)
+    await engine.start()
+    assert [sum(tokens) for tokens in first.passes] == [512, 8, 64, 256, 512]
+    assert max(max(tokens) for tokens in first.passes) == WORDS.max_tokens
+    assert second.passes == []
+    # Two workers, half a second for a pass, 120 s of work: but never less than 2,048 inputs of 16 tokens.
+    assert engine.limits.max_waiting_tokens[Lane.QUERY] == 300_000
+    await engine.stop(drain_s=0)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_tokens", "lengths"),
+    [(8, 512, [8]), (256, 512, [128, 128]), (64, 30, [30, 30, 4]), (512, 8, [8] * 64)],
+)
+def test_a_calibration_pass_has_the_tokens_it_says(num_tokens: int, max_tokens: int, lengths: list[int]):
+    made = calibration_pass(num_tokens, max_tokens=max_tokens)
+    assert [one.num_tokens for one in made] == lengths
+
+
+# Limits ----------------------------------------------------------------------------------------------------
+
+CPU = Placement(devices=("cpu", "cpu"), dtype="auto", threads_per_worker=1)
+CUDA = Placement(devices=("cuda:0",), dtype="auto", threads_per_worker=1)
+
+
+def measured(seconds_a_token: float) -> CostModel:
+    cost = CostModel()
+    cost.fit([(Shape(num_tokens=tokens), tokens * seconds_a_token) for tokens in (8, 64, 256, 512)])
+    return cost
+
+
+def test_passes_are_as_large_as_the_device_needs_them():
+    cost = measured(0.0001)
+    on_cpu = batching_limits(Settings(), CPU, WORDS, cost)
+    on_cuda = batching_limits(Settings(), CUDA, WORDS, cost)
+    assert (on_cpu.max_pass_tokens, on_cpu.fill_tokens) == (CPU_PASS_TOKENS, CPU_PASS_TOKENS // 4)
+    assert (on_cuda.max_pass_tokens, on_cuda.fill_tokens) == (CUDA_PASS_TOKENS, CUDA_PASS_TOKENS // 4)
+
+
+def test_settings_win_over_what_was_derived():
+    settings = with_settings(
+        batching={
+            "max_pass_tokens": 100, "fill_tokens": 5_000, "max_wait_ms": 20.0, "document_share": 0.3,
+            "batch_share": 0.1, "max_query_queue": 5, "max_document_queue": 6, "max_batch_queue": 7,
+        }
+    )  # fmt: skip
+    limits = batching_limits(settings, CPU, WORDS, measured(0.0001))
+    assert (limits.max_pass_tokens, limits.fill_tokens, limits.max_wait_s) == (100, 100, 0.02)
+    assert limits.shares == {Lane.DOCUMENT: 0.3, Lane.BATCH: 0.1}
+    assert limits.max_waiting_entries == {Lane.QUERY: 5, Lane.DOCUMENT: 6, Lane.BATCH: 7}
+
+
+def test_batching_switched_off_is_one_input_a_pass():
+    settings = with_settings(batching={"enable_batching": False})
+    assert batching_limits(settings, CPU, WORDS, measured(0.0001)).max_pass_entries == 1
+
+
+def test_a_lane_holds_the_work_of_max_queue_s_and_always_one_request():
+    fast = batching_limits(Settings(), CPU, WORDS, measured(0.0001))
+    # 2 workers x 10,000 tokens/s x 120 s.
+    assert fast.max_waiting_tokens[Lane.DOCUMENT] == pytest.approx(2_400_000, rel=0.01)
+    slow = batching_limits(Settings(), CPU, WORDS, measured(0.1))
+    assert slow.max_waiting_tokens[Lane.DOCUMENT] == Settings().limits.max_request_tokens
+    long_inputs = batching_limits(Settings(), CPU, replace(WORDS, max_tokens=8_192), measured(0.1))
+    assert long_inputs.max_waiting_tokens[Lane.DOCUMENT] == 2_048 * 8_192
+
+
+# A worker as the batcher sees it ---------------------------------------------------------------------------
+
+
+def features_of(*first_tokens: int) -> list[Features]:
+    return [Features(token_ids=np.array([token], dtype=np.int32)) for token in first_tokens]
+
+
+async def test_a_runner_gives_a_row_or_an_error_for_each_payload():
+    result = await WorkerRunner(FakeWorker(device_s=0.25)).run(features_of(1, BAD, 3))
+    first, bad, last = result.results
+    assert isinstance(bad, NonFiniteRowError)
+    assert [np.asarray(first).tolist(), np.asarray(last).tolist()] == [[1, 1], [3, 1]]
+    assert result.device_s == 0.25
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (WorkerDiedError("killed by signal 9"), RunnerLostError),
+        (PassFailedError("it raised"), PassFailedError),
+    ],
+)
+async def test_only_a_death_makes_a_pass_worth_another_try(raised: Exception, expected: type[Exception]):
+    with pytest.raises(expected, match=str(raised)):
+        await WorkerRunner(FakeWorker(failures=[raised])).run(features_of(1))
+
+
+async def test_a_runner_is_ready_when_its_worker_is():
+    worker = FakeWorker()
+    worker.ready.clear()
+    waiting = asyncio.create_task(WorkerRunner(worker).wait_ready())
+    await asyncio.wait([waiting], timeout=0)
+    assert not waiting.done()
+    worker.ready.set()
+    await waiting
