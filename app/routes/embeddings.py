@@ -6,6 +6,7 @@ from litestar import Response, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
+from app.answers import BODY_FAILURES, failure_responses
 from app.bodies import GatewayRequest, StrictJSON
 from app.errors import TokenArrayError
 from app.inputs import LANGCHAIN_HINT, EmbeddingRequest, needs_cl100k, parse, resolve_model
@@ -13,20 +14,15 @@ from app.outputs import embedding_answer
 from app.services import Services, services_of
 from app.serving import embed, ignored_params_headers, rate_limit_headers, timing_headers
 from app.tokens import Cl100k, VocabularyError
-from app.wire import CreateEmbeddingRequest, CreateEmbeddingResponse, ErrorResponse
+from app.wire import CreateEmbeddingRequest, CreateEmbeddingResponse
 
-RESPONSES: dict[int, ResponseSpec] = {
-    status: ResponseSpec(container, description=description, generate_examples=False)
-    for status, container, description in (
-        (200, CreateEmbeddingResponse, "One vector for each input, in input order."),
-        (400, ErrorResponse, "The request is wrong; `param` says where."),
-        (404, ErrorResponse, "The model is not served here."),
-        (408, ErrorResponse, "The deadline passed before there was a result."),
-        (413, ErrorResponse, "The body is too large."),
-        (429, ErrorResponse, "The lane is full; `retry-after-ms` says when to come back."),
-        (500, ErrorResponse, "The server failed."),
-        (503, ErrorResponse, "The model is loading, or the server is overloaded or stopping."),
-    )
+RESPONSES = {
+    200: ResponseSpec(
+        CreateEmbeddingResponse,
+        description="One vector for each input, in input order.",
+        generate_examples=False,
+    ),
+    **failure_responses(404, *BODY_FAILURES),
 }
 
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 from litestar import Request, get
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
 
+from app.answers import failure_responses
 from app.inputs import resolve_model, suffixed_names
 from app.outputs import dimension_choices
 from app.services import Services, services_of
-from app.wire import ErrorResponse, Limits, ListModels, Model
+from app.wire import Limits, ListModels, Model
 
 
 @get(
@@ -28,9 +28,7 @@ def list_models(request: Request[Any, Any, Any]) -> ListModels:
     ["/v1/models/{model_id:path}", "/models/{model_id:path}"],
     summary="Retrieve a model",
     tags=["OpenAI"],
-    responses={
-        404: ResponseSpec(ErrorResponse, description="The model is not served here.", generate_examples=False)
-    },
+    responses=failure_responses(404, 503),
     sync_to_thread=False,
 )
 def retrieve_model(model_id: FromPath[str], request: Request[Any, Any, Any]) -> Model:

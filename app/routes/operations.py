@@ -3,8 +3,12 @@
 from typing import Any
 
 from litestar import Request, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 
+from app.answers import explain
+from app.engine import EngineNotReadyError
 from app.services import services_of
+from app.wire import Readiness, Unreadiness
 
 TAGS = ["Operations"]
 
@@ -24,15 +28,25 @@ def live() -> dict[str, str]:
     ["/health", "/health/ready", "/v1/health/ready"],
     summary="Readiness",
     tags=TAGS,
+    responses={
+        503: ResponseSpec(
+            Unreadiness,
+            description="The model is loading, has failed, or the server is stopping.",
+            generate_examples=False,
+        )
+    },
     sync_to_thread=False,
 )
-def ready(request: Request[Any, Any, Any]) -> Response[dict[str, str]]:
+def ready(request: Request[Any, Any, Any]) -> Response[Readiness | Unreadiness]:
     """200 while requests are answered, else 503 with the stage that the model is in."""
     state = services_of(request).engine.state
     if state.is_ready:
-        return Response({"status": "ready", "stage": state.stage})
+        return Response(Readiness(status="ready", stage=state.stage))
+    error = explain(EngineNotReadyError(state.stage)).error
     return Response(
-        {"status": "unavailable", "stage": state.stage}, status_code=503, headers={"retry-after": "2"}
+        Unreadiness(status="unavailable", stage=state.stage, error=error),
+        status_code=503,
+        headers={"retry-after": "2"},
     )
 
 

@@ -8,6 +8,7 @@ from litestar import Request, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
+from app.answers import BODY_FAILURES, failure_responses
 from app.bodies import GatewayRequest, StrictJSON
 from app.engine import Embeddings
 from app.inputs import EmbeddingRequest, parse_texts, unsupported_modality
@@ -15,7 +16,7 @@ from app.outputs import similarity_answer, texts_answer
 from app.routes.models import model_card
 from app.services import services_of
 from app.serving import embed, ignored_params_headers, timing_headers
-from app.wire import SimilarityRequest, SimilarityResponse, TextsRequest, TextsResponse
+from app.wire import ErrorResponse, SimilarityRequest, SimilarityResponse, TextsRequest, TextsResponse
 
 TAGS = ["Original"]
 
@@ -70,7 +71,10 @@ def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
     dto=StrictJSON[TextsRequest],
     return_dto=None,
     status_code=200,
-    responses={200: ResponseSpec(TextsResponse, description="A vector a text.", generate_examples=False)},
+    responses={
+        200: ResponseSpec(TextsResponse, description="A vector a text.", generate_examples=False),
+        **failure_responses(*BODY_FAILURES),
+    },
     summary="Embed texts",
     tags=TAGS,
 )
@@ -86,7 +90,10 @@ async def embed_texts(data: JSONBody[TextsRequest], request: GatewayRequest) -> 
     dto=StrictJSON[SimilarityRequest],
     return_dto=None,
     status_code=200,
-    responses={200: ResponseSpec(SimilarityResponse, description="Cosines.", generate_examples=False)},
+    responses={
+        200: ResponseSpec(SimilarityResponse, description="Cosines.", generate_examples=False),
+        **failure_responses(*BODY_FAILURES),
+    },
     summary="Compare texts",
     tags=TAGS,
 )
@@ -99,11 +106,14 @@ async def similarity(data: JSONBody[SimilarityRequest], request: GatewayRequest)
 
 @post(
     ["/embeddings/image", "/embeddings/fused"],
+    # The only answer there is, so the document shows no other.
+    status_code=400,
+    responses=failure_responses(400),
     summary="Embed images (multimodal models only)",
     tags=TAGS,
     sync_to_thread=False,
 )
-def embed_images() -> None:
+def embed_images() -> ErrorResponse:
     """Refuse: the served model reads text only."""
     raise unsupported_modality()
 

@@ -80,7 +80,7 @@ def server() -> Iterator[RunningServer]:
     running = start_server()
     yield running
     running.process.send_signal(signal.SIGTERM)
-    running.process.wait(30)
+    assert running.process.wait(30) == 0
 
 
 @pytest.fixture(scope="session")
