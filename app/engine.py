@@ -71,6 +71,9 @@ _CHUNK_CHARS = 200_000
 # Shapes the cost model starts from, in tokens: a short query, and up to a full pass.
 _CALIBRATION_TOKENS = (8, 64, 256, 512)
 
+_MIN_PASS_TIMEOUT_S = 10.0
+_TIMEOUT_FACTOR = 50
+
 CPU_PASS_TOKENS = 512
 """Default pass bound on CPU: a MiniLM core saturates at about 360 tokens."""
 CUDA_PASS_TOKENS = 8_192
@@ -357,6 +360,7 @@ class Engine:
             self._open_worker(self._load_options(checkpoint, placement, device), slot)
             for slot, device in enumerate(placement.devices)
         ]
+        self._enter("starting the workers")
         infos = await self._start_workers()
         info = infos[0]
         if any(other.fingerprint != info.fingerprint for other in infos):
@@ -364,12 +368,16 @@ class Engine:
                 f"the workers loaded different files from {checkpoint.folder}; was it changed while loading?"
             )
         self._accept(info)
+        if model.max_tokens is not None and model.max_tokens > info.max_tokens:
+            logger.warning(
+                "max_tokens is %d, but the model reads no more than %d", model.max_tokens, info.max_tokens
+            )
         self._enter("measuring pass times")
         cost = CostModel()
         cost.fit(await self._calibrate(info))
         limits = batching_limits(self._settings, placement, info, cost)
         batcher = Batcher(
-            [WorkerRunner(worker) for worker in self._workers],
+            [WorkerRunner(worker, cost) for worker in self._workers],
             limits=limits,
             cost=cost,
             name=self.served_name,
@@ -542,8 +550,9 @@ def cut_chunks(sizes: Sequence[int]) -> Iterator[range]:
 class WorkerRunner:
     """A worker as the batcher knows it: payloads are features, results are rows or errors."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, cost: CostModel) -> None:
         self._worker = worker
+        self._cost = cost
 
     async def wait_ready(self) -> None:
         """Return when a pass may be run."""
@@ -551,13 +560,24 @@ class WorkerRunner:
 
     async def run(self, payloads: Sequence[object]) -> RunResult:
         """Run one pass; a row that is not finite is that entry's error."""
+        features = [_as_features(payload) for payload in payloads]
+        predicted_s = self._cost.predict_s(Shape(num_tokens=sum(one.num_tokens for one in features)))
         try:
-            result = await self._worker.run([_as_features(payload) for payload in payloads])
+            result = await self._worker.run(features, timeout_s=pass_timeout_s(predicted_s))
         except WorkerDiedError as error:
             raise RunnerLostError(str(error)) from error
         bad_rows = frozenset(result.nonfinite_rows)
         results = [NonFiniteRowError() if index in bad_rows else row for index, row in enumerate(result.rows)]
         return RunResult(results=results, device_s=result.device_s)
+
+
+def pass_timeout_s(predicted_s: float) -> float:
+    """When a worker that has not answered a pass is taken to hang.
+
+    Far above any noise: a machine that is busy otherwise makes a pass ten times as long. A query behind a
+    stopped worker waits this long, so it must not be minutes.
+    """
+    return max(_MIN_PASS_TIMEOUT_S, _TIMEOUT_FACTOR * predicted_s)
 
 
 def batching_limits(settings: Settings, placement: Placement, info: ModelInfo, cost: CostModel) -> Limits:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from app.console import Serving, announce, reporting
 from app.docs import docs_pages
@@ -22,7 +23,8 @@ from app.metrics import Metrics
 from app.observe import ObservedApp
 from app.prompts import check_default_input_type
 from app.server import url_of
-from app.settings import Settings
+from app.settings import ModelSettings, Settings
+from model import CheckpointError, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def launch(
             settings,
             on_stage=on_stage,
             on_pass=metrics.observe_pass,
-            accept=partial(check_default_input_type, settings.model.default_input_type),
+            accept=partial(check_settings, settings.model),
         )
         app = ObservedApp(
             create_app(engine, settings, metrics=metrics, pages=docs_pages(), version=version), metrics
@@ -84,6 +86,17 @@ def launch(
                 on_failure=tell_failure,
             )
         )
+
+
+def check_settings(settings: ModelSettings, info: ModelInfo) -> None:
+    """Refuse at start what would otherwise be found out request by request.
+
+    Raises:
+        CheckpointError: A setting cannot work with the loaded model, or on this machine.
+    """
+    check_default_input_type(settings.default_input_type, info)
+    if settings.cl100k_path is not None and not Path(settings.cl100k_path).is_file():
+        raise CheckpointError(f"cl100k_path: there is no file {settings.cl100k_path}")
 
 
 def is_public(sock: socket.socket) -> bool:

@@ -194,7 +194,7 @@ def _from_modelscope(source: str, revision: str | None, on_stage: OnStage | None
         from modelscope import snapshot_download  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
     except ImportError as error:
         raise CheckpointError(
-            "ModelScope's client is not installed; run `pip install 'laneway[modelscope]'`"
+            "ModelScope's client is not installed; run `pip install modelscope` in Laneway's environment"
         ) from error
     try:
         folder = str(

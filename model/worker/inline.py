@@ -87,8 +87,10 @@ class InlineWorker:
         if self._is_stopped:
             raise WorkerDiedError("the worker was stopped")
 
-    async def run(self, features: Sequence[Features]) -> PassResult:
+    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
         """Run one pass. A second one that comes before the answer waits its turn.
+
+        A thread cannot be ended, so ``timeout_s`` is not heeded.
 
         Raises:
             WorkerDiedError: The worker was not started, or was stopped.

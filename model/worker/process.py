@@ -77,6 +77,7 @@ class _Job:
     frame: bytes
     num_inputs: int
     num_tokens: int
+    timeout_s: float
     answer: "asyncio.Future[PassResult]"
 
     def fail(self, error: Exception) -> None:
@@ -184,8 +185,12 @@ class ProcessWorker:
                 raise WorkerDiedError("the worker was stopped")
             await self._settled.wait()
 
-    async def run(self, features: Sequence[Features]) -> PassResult:
+    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
         """Run one pass. A second one that comes before the answer waits its turn.
+
+        Args:
+            features: What to encode together.
+            timeout_s: Ends the process earlier than ``pass_timeout_s``, counted from when the pass is sent.
 
         Raises:
             WorkerDiedError: The process ended, or is not there; ``wait_ready`` tells when it is back.
@@ -201,6 +206,7 @@ class ProcessWorker:
             frame=frames.pack_run(pass_id, features),
             num_inputs=len(features),
             num_tokens=sum(one.num_tokens for one in features),
+            timeout_s=self._pass_timeout_s if timeout_s is None else min(timeout_s, self._pass_timeout_s),
             answer=asyncio.get_running_loop().create_future(),
         )
         self._jobs.append(job)
@@ -357,7 +363,7 @@ class ProcessWorker:
 
     async def _run_job(self, child: Child, job: _Job) -> None:
         try:
-            async with asyncio.timeout(self._pass_timeout_s):
+            async with asyncio.timeout(job.timeout_s):
                 result = await self._exchange(child, job)
         except PassFailedError as error:
             job.fail(error)
@@ -365,7 +371,7 @@ class ProcessWorker:
             self._enter(WorkerState.RESTARTING)
             raise PassTimeoutError(
                 f"the worker process (pid {child.pid}) had not answered {job} "
-                f"after {self._pass_timeout_s:g} s and was killed"
+                f"after {job.timeout_s:g} s and was killed"
             ) from None
         except (EOFError, OSError, frames.FrameError) as error:
             self._enter(WorkerState.RESTARTING)

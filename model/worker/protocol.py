@@ -63,8 +63,13 @@ class Worker(Protocol):
         """Return when a pass may be run: at once, or after a restart has finished."""
         ...
 
-    async def run(self, features: Sequence[Features]) -> PassResult:
+    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
         """Run one pass.
+
+        Args:
+            features: What to encode together.
+            timeout_s: A process that has not answered by then is taken to hang, and ended. ``None``: the
+                worker's own limit, which holds in any case.
 
         Raises:
             WorkerDiedError: The process ended; it is being restarted, and ``wait_ready`` tells when.

@@ -26,10 +26,12 @@ from app.engine import (
     batching_limits,
     calibration_pass,
     cut_chunks,
+    pass_timeout_s,
     preparation_chars,
 )
+from app.launch import check_settings
 from app.prompts import check_default_input_type
-from app.settings import Settings
+from app.settings import ModelSettings, Settings
 from batching import (
     CostModel,
     DeadlineError,
@@ -87,6 +89,8 @@ class FakeWorker:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     passes: list[list[int]] = field(default_factory=list)
     """Tokens of each input of each pass."""
+    timeouts_s: list[float | None] = field(default_factory=list)
+    """What each pass was given."""
     num_stops: int = 0
     options: LoadOptions | None = None
 
@@ -102,7 +106,8 @@ class FakeWorker:
     async def wait_ready(self) -> None:
         await self.ready.wait()
 
-    async def run(self, features: Sequence[Features]) -> PassResult:
+    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
+        self.timeouts_s.append(timeout_s)
         self.passes.append([one.num_tokens for one in features])
         self.has_begun.set()
         await self.open.wait()
@@ -321,6 +326,7 @@ async def test_an_engine_tells_what_it_is_doing(folder: Path):
     assert engine.state == EngineState(stage="draining", is_ready=False)
     assert told == [
         "looking for the model",
+        "starting the workers",
         "loading weights 50%",
         "measuring pass times",
         "ready",
@@ -434,6 +440,20 @@ async def test_a_model_that_is_not_accepted_does_not_serve(folder: Path):
     assert engine.state.stage == "failed"
 
 
+def test_settings_that_could_never_work_are_refused_at_start(tmp_path: Path):
+    check_settings(ModelSettings(default_input_type="query"), WORDS)
+    with pytest.raises(CheckpointError, match="default_input_type: 'nonsense' is not an input type"):
+        check_settings(ModelSettings(default_input_type="nonsense"), WORDS)
+    with pytest.raises(CheckpointError, match=f"cl100k_path: there is no file {tmp_path}/none"):
+        check_settings(ModelSettings(cl100k_path=f"{tmp_path}/none"), WORDS)
+
+
+async def test_more_tokens_than_the_model_reads_are_warned_of(folder: Path, caplog: pytest.LogCaptureFixture):
+    async with serving(folder, FakeWorker(), settings=with_settings(model={"max_tokens": 99_999})):
+        pass
+    assert f"max_tokens is 99999, but the model reads no more than {WORDS.max_tokens}" in caplog.text
+
+
 async def test_the_settings_reach_the_worker(folder: Path):
     settings = with_settings(model={"max_tokens": 100, "dimensions": (4, 2)})
     async with serving(folder, worker := FakeWorker(), settings=settings):
@@ -545,7 +565,7 @@ def features_of(*first_tokens: int) -> list[Features]:
 
 
 async def test_a_runner_gives_a_row_or_an_error_for_each_payload():
-    result = await WorkerRunner(FakeWorker(device_s=0.25)).run(features_of(1, BAD, 3))
+    result = await WorkerRunner(FakeWorker(device_s=0.25), CostModel()).run(features_of(1, BAD, 3))
     first, bad, last = result.results
     assert isinstance(bad, NonFiniteRowError)
     assert [np.asarray(first).tolist(), np.asarray(last).tolist()] == [[1, 1], [3, 1]]
@@ -561,13 +581,24 @@ async def test_a_runner_gives_a_row_or_an_error_for_each_payload():
 )
 async def test_only_a_death_makes_a_pass_worth_another_try(raised: Exception, expected: type[Exception]):
     with pytest.raises(expected, match=str(raised)):
-        await WorkerRunner(FakeWorker(failures=[raised])).run(features_of(1))
+        await WorkerRunner(FakeWorker(failures=[raised]), CostModel()).run(features_of(1))
+
+
+async def test_a_worker_that_hangs_is_given_up_after_many_times_the_pass_and_not_after_minutes():
+    """A query may sit in that pass: two minutes are as good as never."""
+    cost = CostModel(fixed_s=0.0, per_token_s=0.5)
+    worker = FakeWorker()
+    runner = WorkerRunner(worker, cost)
+    await runner.run(features_of(1))
+    await runner.run(features_of(1, 2, 3))
+    assert worker.timeouts_s == [25.0, 75.0]
+    assert pass_timeout_s(0.01) == 10.0
 
 
 async def test_a_runner_is_ready_when_its_worker_is():
     worker = FakeWorker()
     worker.ready.clear()
-    waiting = asyncio.create_task(WorkerRunner(worker).wait_ready())
+    waiting = asyncio.create_task(WorkerRunner(worker, CostModel()).wait_ready())
     await asyncio.wait([waiting], timeout=0)
     assert not waiting.done()
     worker.ready.set()

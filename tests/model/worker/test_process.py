@@ -336,6 +336,15 @@ async def test_a_stopped_process_is_killed_when_its_time_is_up(process_worker):
     assert not psutil.pid_exists(pid)
 
 
+async def test_one_pass_may_be_given_less_time_than_the_others(process_worker):
+    worker = process_worker(pass_timeout_s=600)
+    await worker.start(ignore_stage)
+    os.kill(pid_of(worker), signal.SIGSTOP)
+    with pytest.raises(PassTimeoutError, match=r"after 0\.5 s and was killed"):
+        await worker.run([features_of(1)], timeout_s=0.5)
+    await assert_answers(worker)
+
+
 async def test_a_device_in_an_error_state_costs_the_process(options, tmp_path, capfd):
     """After a device-side assert every call fails until the process ends."""
     (tmp_path / LOST_DEVICE).touch()
