@@ -10,7 +10,7 @@ most half a second; the same bytes as empty lists would be 12 s and 1.5 GB.
 import functools
 import re
 from collections.abc import Generator
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar import Request
@@ -139,9 +139,9 @@ def decode_body(body: bytes, model_type: type[T]) -> T:
     try:
         return _decoder(model_type).decode(body)
     except msgspec.ValidationError as error:
-        raise _shape_error(str(error)) from None
+        raise _shape_error(str(error), model_type) from None
     except msgspec.DecodeError as error:
-        what = _uncapitalised(str(error).removeprefix("JSON is malformed: "))
+        what = _syntax_error(str(error), body)
         raise InvalidRequestError(f"The request body is not valid JSON: {what}.") from None
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"The request body is not valid UTF-8: {error.reason}.") from None
@@ -196,7 +196,51 @@ HINTS = {
 _ELEMENT = re.compile(r"^input(\[\d+\])?$")
 
 
-def _shape_error(text: str) -> InvalidRequestError:
+_HALF_PAIR = re.compile(
+    # Half a surrogate pair that something else follows than its other half, or the start of one at the end.
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})(?!(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z)"
+)
+
+
+def _syntax_error(text: str, body: bytes) -> str:
+    """What is no JSON in a body, where msgspec (0.22) does not say so itself.
+
+    It takes half a surrogate pair for the end of the body where less than a whole escape follows.
+    """
+    is_truncated = text == "Input data was truncated"
+    if "surrogate" in text or (is_truncated and _HALF_PAIR.search(body.replace(rb"\\", b""))):
+        where = re.search(r" \(byte \d+\)$", text)
+        return "a surrogate escape (\\ud800 to \\udfff) has no partner" + (where[0] if where else "")
+    return _uncapitalised(text.removeprefix("JSON is malformed: "))
+
+
+_EXPECTED = re.compile(r"^Expected `(?P<expected>[^`]*)`(?P<bound>[^`]*)(?:`(?P<got>[^`]*)`)?$")
+_JSON_WORDS = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+
+
+def _in_json_words(text: str) -> str:
+    """``Expected `int | null`, got `str` `` as somebody would say it who knows JSON and not Python."""
+    match = _EXPECTED.match(text)
+    if match is None:
+        return _uncapitalised(text)
+    names = [_JSON_WORDS.get(name, name) for name in match["expected"].split(" | ")]
+    expected = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"expected {expected}{match['bound']}{_JSON_WORDS.get(match['got'], match['got'] or '')}"
+
+
+_NO_MEMBER = re.compile(r"^Invalid (?:enum )?value (?P<given>'.*')$", re.DOTALL)
+
+
+def _allowed_values(model_type: type[Any], path: str) -> tuple[str, ...]:
+    """The words that the field at ``path`` may hold."""
+    if path.endswith(".type"):
+        # Of a content part. Others are known, in order to be refused by name.
+        return ("text",)
+    hint = get_type_hints(model_type)[path]
+    return tuple(word for arm in get_args(hint) if get_origin(arm) is Literal for word in get_args(arm))
+
+
+def _shape_error(text: str, model_type: type[Any]) -> InvalidRequestError:
     """Translate a msgspec message (0.22): its path becomes ``param``, the rest is said in OpenAI's words."""
     at = _PATH.search(text)
     what = text[: at.start()] if at else text
@@ -212,8 +256,13 @@ def _shape_error(text: str) -> InvalidRequestError:
         return InvalidRequestError(
             f"{message} {hint}" if hint else message, param=param, code="unknown_field"
         )
-    # An unknown enum value is quoted whole, and may be as long as a body.
-    what = _uncapitalised(shortened(what))
+    if no_member := _NO_MEMBER.match(what):
+        # It is quoted whole, and may be as long as a body.
+        given, allowed = quoted(no_member["given"][1:-1]), ", ".join(_allowed_values(model_type, path))
+        return InvalidRequestError(
+            f"Invalid value for {quoted(path)}: {given}. Allowed: {allowed}.", param=path
+        )
+    what = _in_json_words(shortened(what))
     if not path:
         return InvalidRequestError(f"The request body is not as it should be: {what}.")
     return InvalidRequestError(f"Invalid value for {quoted(path)}: {what}.", param=path)

@@ -185,12 +185,12 @@ def _refuse_unserved_types(request: CreateEmbeddingRequest) -> None:
     """Refuse what would change the answer's meaning if it were ignored."""
     if request.messages is not msgspec.UNSET and bytes(request.messages) != b"null":
         raise InvalidRequestError(
-            "messages is not supported; send the text of a conversation as input.", param="messages"
+            "'messages' is not supported; send the text of a conversation as input.", param="messages"
         )
     for param, value in (("embedding_type", request.embedding_type), ("output_dtype", request.output_dtype)):
         if value not in (None, "float", ["float"]):
             raise InvalidRequestError(
-                f"{param} must be 'float'; for base64 of float32 set encoding_format.", param=param
+                f"'{param}' must be 'float'; for base64 of float32 set 'encoding_format'.", param=param
             )
 
 
@@ -206,7 +206,7 @@ def _dimensions(dimensions: float | None, info: ModelInfo) -> int | None:
         return dimensions
     if isinstance(dimensions, float):
         raise InvalidRequestError(
-            "Invalid value for 'dimensions': expected `int`, got `float`.",
+            "Invalid value for 'dimensions': expected integer, got number.",
             param="dimensions",
             code="invalid_dimensions",
         )
@@ -260,7 +260,7 @@ def _said_input_type(
     kinds = {side_of(name) or name for name in said.values()}
     if len(kinds) > 1:
         raise InvalidRequestError(
-            f"{' and '.join(said)} contradict each other; send one of them.", param=list(said)[1]
+            f"{' and '.join(map(repr, said))} contradict each other; send one of them.", param=list(said)[1]
         )
     if said:
         param, name = next(iter(said.items()))
@@ -304,7 +304,7 @@ def _defaults(
     max_tokens = request.truncate_prompt_tokens
     if max_tokens is not None and max_tokens != -1 and max_tokens < 1:
         raise InvalidRequestError(
-            f"truncate_prompt_tokens must be at least 1, or -1 for the model's limit, not {max_tokens}.",
+            f"'truncate_prompt_tokens' must be at least 1, or -1 for the model's limit, not {max_tokens}.",
             param="truncate_prompt_tokens",
         )
     return _Defaults(
@@ -406,7 +406,7 @@ def _modalities(request: CreateEmbeddingRequest, *, num_inputs: int) -> Sequence
     words = [given] * num_inputs if isinstance(given, str) else given
     if len(words) != num_inputs:
         raise InvalidRequestError(
-            f"'modality' has {len(words)} entries for {num_inputs} inputs.", param="modality"
+            f"'modality' has {len(words)} values for {num_inputs} inputs.", param="modality"
         )
     for word in words:
         if word not in _MODALITIES:

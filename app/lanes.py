@@ -80,7 +80,7 @@ def choose_timeout_s(*, timeout_ms: float | None, headers: Mapping[str, str], de
     if timeout_ms is not None:
         if not timeout_ms > 0:
             raise InvalidRequestError(
-                f"timeout_ms must be greater than 0, not {timeout_ms}.", param="timeout_ms"
+                f"'timeout_ms' must be greater than 0, not {timeout_ms}.", param="timeout_ms"
             )
         return min(timeout_ms, MAX_TIMEOUT_S * 1000) / 1000
     try:

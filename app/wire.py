@@ -96,8 +96,8 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     """The body of ``POST /v1/embeddings``: OpenAI's five fields, and extensions of other servers."""
 
     required_params: ClassVar[tuple[str, ...]] = ("model", "input")
-    """What the OpenAPI document calls required. For msgspec ``input`` is optional, so that ``messages`` in its
-    place are what the answer is about."""
+    """What the OpenAPI document calls required. For msgspec ``input`` is optional: with ``messages`` in its
+    place, they are what the answer is about."""
 
     model: Annotated[
         str,
@@ -133,8 +133,8 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     input_type: Annotated[
         str | None,
         Meta(
-            description="`query` or `document`, or the name of one of the model's prompts: which prompt is put "
-            "before each input. Other vendors' names, such as `search_query` or `passage`, mean the same."
+            description="`query` or `document`, or the name of one of the model's prompts: which prompt "
+            "is put before each input. Other vendors' names, such as `search_query`, mean the same."
         ),
     ] = None
     task: Annotated[str | None, Meta(description="Another name of `input_type` (Jina).")] = None
@@ -163,14 +163,14 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     truncate: Annotated[
         bool | str | None,
         Meta(
-            description="What to do with inputs that are too long: `NONE` refuses them, `START` and `END` cut "
-            "there; `true` cuts, `false` refuses. Default: the server's setting."
+            description="What to do with inputs that are too long: `NONE` refuses them, `START` and `END` "
+            "cut there; `true` cuts, `false` refuses. Default: the server's setting."
         ),
     ] = None
     truncation: Annotated[bool | str | None, Meta(description="Another name of `truncate`.")] = None
     truncate_prompt_tokens: Annotated[
         Integer | None,
-        Meta(description="Cut inputs to so many tokens, special tokens included; `-1`: to the model's limit."),
+        Meta(description="Cut inputs to so many tokens, special ones included; `-1`: to the model's limit."),
     ] = None
     normalize: Annotated[
         bool | None,
@@ -187,8 +187,8 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     token_encoding: Annotated[
         str | None,
         Meta(
-            description="The vocabulary of token arrays: `cl100k_base` (they become text again), `model` (they "
-            "are taken as they are) or `reject`. Default: the server's setting."
+            description="The vocabulary of token arrays: `cl100k_base` (they become text again), `model` "
+            "(they are taken as they are) or `reject`. Default: the server's setting."
         ),
     ] = None
     embedding_type: Annotated[

@@ -16,6 +16,11 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** A text of the document, in which `backticks` mark code. */
+function prose(text) {
+  return (text ?? "").split(/`+([^`]+)`+/).map((part, index) => (index % 2 ? el("code", {}, part) : part));
+}
+
 const nameOf = (ref) => ref.split("/").at(-1);
 const anchorOf = (name) => `schema-${name.replace(/[^\w.-]/g, "_")}`;
 
@@ -69,7 +74,7 @@ function propertyTable(api, schema) {
     el("tr", {},
       el("td", {}, name, required.has(name) ? el("div", { class: "required" }, "required") : null),
       el("td", {}, el("span", { class: "type" }, ...typeOf(property)), limitsOf(property) ? el("div", {}, limitsOf(property)) : null),
-      el("td", { class: "note" }, property.description ?? follow(api, property).description ?? "")));
+      el("td", { class: "note" }, ...prose(property.description ?? follow(api, property).description))));
   return el("table", {},
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Field"), el("th", { scope: "col" }, "Type"), el("th", { scope: "col" }, "Meaning"))),
     el("tbody", {}, ...rows));
@@ -88,8 +93,7 @@ function exampleOf(api, schema, depth = 0) {
   if (depth >= 6) return null;
   if (schema.properties) {
     const names = Object.keys(schema.properties);
-    // The document cannot say that `input` is required where another spelling may take its place.
-    const needed = names.filter((name) => schema.required?.includes(name) || name === "input");
+    const needed = names.filter((name) => schema.required?.includes(name));
     return Object.fromEntries((needed.length ? needed : names).map((name) =>
       [name, name === "model" && api.servedModel ? api.servedModel : exampleOf(api, schema.properties[name], depth + 1)]));
   }
@@ -132,7 +136,7 @@ function drawEndpoint(api, endpoint, isFirst) {
   const { operation, method, path, id } = endpoint;
   const content = el("div", { class: "content" });
   if (operation.description && operation.description !== operation.summary) {
-    content.append(el("p", { class: "note" }, operation.description));
+    content.append(el("p", { class: "note" }, ...prose(operation.description)));
   }
   if (endpoint.parameters.length) content.append(el("h3", {}, "Parameters"), parameterTable(endpoint.parameters));
   if (endpoint.body) {
@@ -154,7 +158,7 @@ function parameterTable(parameters) {
     el("tr", {},
       el("td", {}, one.name, one.required ? el("div", { class: "required" }, "required") : null),
       el("td", {}, el("span", { class: "type" }, `${one.in}: `, ...typeOf(one.schema))),
-      el("td", { class: "note" }, one.description ?? "")))));
+      el("td", { class: "note" }, ...prose(one.description))))));
 }
 
 function answerTable(api, responses) {
@@ -164,7 +168,7 @@ function answerTable(api, responses) {
     return el("tr", {},
       el("td", {}, status),
       el("td", { class: "type" }, ...(schema ? typeOf(schema) : ["no JSON"])),
-      el("td", { class: "note" }, response.description ?? ""));
+      el("td", { class: "note" }, ...prose(response.description)));
   })));
 }
 
@@ -298,7 +302,7 @@ function draw(api) {
     ...schemas.map(([name, schema]) => el("details", { class: "item", id: anchorOf(name) },
       el("summary", {}, el("span", { class: "path" }, name)),
       el("div", { class: "content" },
-        schema.description ? el("p", { class: "note" }, schema.description) : null,
+        schema.description ? el("p", { class: "note" }, ...prose(schema.description)) : null,
         propertyTable(api, schema),
         el("h3", {}, "Example"), el("pre", { tabindex: "0" }, pretty(exampleOf(api, schema)))))));
   document.getElementById("status").hidden = true;

@@ -36,15 +36,32 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     "NaN": (body("[NaN]"), NOT_JSON + "invalid character (byte 28).", None),
     "lone surrogate": (
         body('"\\ud800 and more"'),
-        NOT_JSON + "unexpected end of escaped utf-16 surrogate pair (byte 34).",
+        NOT_JSON + "a surrogate escape (\\ud800 to \\udfff) has no partner (byte 34).",
         None,
     ),
-    "null": (b"null", "The request body is not as it should be: expected `object`, got `null`.", None),
-    "list": (b"[]", "The request body is not as it should be: expected `object`, got `array`.", None),
-    "string": (b'"a"', "The request body is not as it should be: expected `object`, got `str`.", None),
+    **{
+        f"lone surrogate before {after!r}": (
+            body(f'"{half}{after}"'),
+            NOT_JSON + f"a surrogate escape (\\ud800 to \\udfff) has no partner{where}.",
+            None,
+        )
+        for half, after, where in (
+            ("\\ud800", "", ""),
+            ("\\\\\\uDBFF", " x", ""),
+            ("\\ud800", "\\u0041", " (byte 40)"),
+            ("\\udc00", "", " (byte 34)"),
+        )
+    },
+    **{
+        f"cut off after {end}": (b'{"input": "' + end.encode(), NOT_JSON + "input data was truncated.", None)
+        for end in ("\\ud83d", "\\ud83d\\", "\\ud83d\\ude0", "\\\\ud800 x")
+    },
+    "null": (b"null", "The request body is not as it should be: expected object, got null.", None),
+    "list": (b"[]", "The request body is not as it should be: expected object, got array.", None),
+    "string": (b'"a"', "The request body is not as it should be: expected object, got string.", None),
     "nested 100,000 deep": (
         body("[" * 100_000 + "]" * 100_000),
-        "Invalid value for 'input[0][0]': expected `int | object`, got `array`.",
+        "Invalid value for 'input[0][0]': expected integer or object, got array.",
         "input[0][0]",
     ),
     "nested 100,000 deep in an unknown field": (
@@ -72,22 +89,22 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     "no input": (b'{"model": "tiny"}', "Missing required parameter: 'input'.", "input"),
     "input null": (
         body("null"),
-        "Invalid value for 'input': expected `str | object | array`, got `null`.",
+        "Invalid value for 'input': expected string, object or array, got null.",
         "input",
     ),
     "input a number": (
         body("5"),
-        "Invalid value for 'input': expected `str | object | array`, got `int`.",
+        "Invalid value for 'input': expected string, object or array, got integer.",
         "input",
     ),
     "input of booleans": (
         body("[true]"),
-        "Invalid value for 'input[0]': expected `int | str | object | array`, got `bool`.",
+        "Invalid value for 'input[0]': expected integer, string, object or array, got boolean.",
         "input[0]",
     ),
     "input of fractions": (
         body("[1, 2.5]"),
-        "Invalid value for 'input[1]': expected `int | str | object | array`, got `float`.",
+        "Invalid value for 'input[1]': expected integer, string, object or array, got number.",
         "input[1]",
     ),
     "empty list": (body("[]"), "'input' is empty; send at least one text.", "input"),
@@ -111,32 +128,32 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     ),
     "strings in a token array": (
         body('[[5, "a"]]'),
-        "Invalid value for 'input[0][1]': expected `int | object`, got `str`.",
+        "Invalid value for 'input[0][1]': expected integer or object, got string.",
         "input[0][1]",
     ),
     "dimensions as text": (
         b'{"model": "tiny", "input": "a", "dimensions": "12"}',
-        "Invalid value for 'dimensions': expected `int | float | null`, got `str`.",
+        "Invalid value for 'dimensions': expected integer, number or null, got string.",
         "dimensions",
     ),
     "dimensions with a point": (
         b'{"model": "tiny", "input": "a", "dimensions": 4.0}',
-        "Invalid value for 'dimensions': expected `int`, got `float`.",
+        "Invalid value for 'dimensions': expected integer, got number.",
         "dimensions",
     ),
     "dimensions true": (
         b'{"model": "tiny", "input": "a", "dimensions": true}',
-        "Invalid value for 'dimensions': expected `int | float | null`, got `bool`.",
+        "Invalid value for 'dimensions': expected integer, number or null, got boolean.",
         "dimensions",
     ),
     "unknown encoding format": (
         b'{"model": "tiny", "input": "a", "encoding_format": "int8"}',
-        "Invalid value for 'encoding_format': invalid enum value 'int8'.",
+        "Invalid value for 'encoding_format': 'int8'. Allowed: float, base64.",
         "encoding_format",
     ),
     "a huge encoding format": (
         b'{"model": "tiny", "input": "a", "encoding_format": "' + b"x" * 1_000_000 + b'"}',
-        f"Invalid value for 'encoding_format': invalid enum value '{'x' * 179}….",
+        f"Invalid value for 'encoding_format': '{'x' * 63}…'. Allowed: float, base64.",
         "encoding_format",
     ),
     "a huge field in an item": (
@@ -147,14 +164,14 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     **{
         f"{name} of 401 digits": (
             f'{{"model": "tiny", "input": "a", "{name}": 1{"0" * 400}}}'.encode(),
-            f"Invalid value for '{name}': expected `int` <= 9223372036854775807.",
+            f"Invalid value for '{name}': expected integer <= 9223372036854775807.",
             name,
         )
         for name in ("timeout_ms", "dimensions", "priority", "truncate_prompt_tokens")
     },
     "a token id of 401 digits": (
         body("[[1, 1" + "0" * 400 + "]]"),
-        "Invalid value for 'input[0][1]': expected `int` <= 9223372036854775807.",
+        "Invalid value for 'input[0][1]': expected integer <= 9223372036854775807.",
         "input[0][1]",
     ),
     "millions of empty lists": (
@@ -171,7 +188,7 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     ),
     "messages instead of input": (
         b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}]}',
-        "messages is not supported; send the text of a conversation as input.",
+        "'messages' is not supported; send the text of a conversation as input.",
         "messages",
     ),
     "unknown field in an item": (
@@ -193,7 +210,7 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     ),
     "an unknown part": (
         body('[[{"type": "video", "video": "a"}]]'),
-        "Invalid value for 'input[0][0].type': invalid value 'video'.",
+        "Invalid value for 'input[0][0].type': 'video'. Allowed: text.",
         "input[0][0].type",
     ),
 }

@@ -37,7 +37,7 @@ class Wanted(msgspec.Struct):
 
 @post("/v1/embeddings", tags=["OpenAI"], status_code=200, sync_to_thread=False)
 def create_embedding(data: JSONBody[Wanted]) -> dict[str, int]:
-    """Embed text."""
+    """Embed text for the `reader`."""
     return {"inputs": 1}
 
 
@@ -131,3 +131,20 @@ def test_a_browser_draws_every_endpoint_and_schema(server: Running, tmp_path: Pa
     # What the document says is text, whatever it looks like.
     assert "&lt;img src=x onerror" in page
     assert '<img src="x"' not in page
+    # Backticks mark code.
+    assert "<code>reader</code>" in page
+    assert "`" not in page.split("<main>")[1]
+
+
+def test_rows_become_blocks_on_a_phone():
+    """Three columns of field, type and meaning would make the whole page scroll sideways.
+
+    Chromium 400 px wide, with everything unfolded, measured nothing beyond the window.
+    """
+    css = (STATIC / "docs.css").read_text(encoding="utf-8")
+    base, _, phone = css.partition("@media (max-width: 40rem)")
+    # It comes last: of rules of one weight the later one wins.
+    assert "td:first-child" in base
+    assert "td { display: block;" in phone
+    assert "td:first-child { white-space: normal; }" in phone
+    assert not re.search(r"[^-]min-width: (?:[2-9]\d|\d{3,})rem", css)

@@ -53,12 +53,12 @@ TABLE = [
             "invalid_request_error",
             "invalid_token_id",
             "input",
-            "token id -1 is not in the vocabulary of 30522 ids",
+            "Token id -1 is not in the vocabulary of 30522 ids.",
         ),
     ),
     (
         InputFailedError("input", InputRefusedError(0, InputError("the text has no tokens"))),
-        (400, "invalid_request_error", "invalid_input", "input", "the text has no tokens"),
+        (400, "invalid_request_error", "invalid_input", "input", "The text has no tokens."),
     ),
     (
         RequestTooLargeError(num_tokens=453357, max_tokens=300000),
@@ -77,7 +77,7 @@ TABLE = [
             "invalid_request_error",
             "request_too_large",
             None,
-            "the request brings 6 entries; the query lane holds at most 5",
+            "The request brings 6 inputs; the query lane holds at most 5.",
         ),
     ),
     (
@@ -97,7 +97,7 @@ TABLE = [
             "server_error",
             "deadline_exceeded",
             None,
-            "the deadline passed: there was no result after 250 ms",
+            "The deadline passed: there was no result after 250 ms.",
         ),
     ),
     (
@@ -107,7 +107,7 @@ TABLE = [
             "rate_limit_error",
             "queue_full",
             None,
-            "the query lane is full: 2048 entries are waiting, 2048 are allowed, and the request brings 1",
+            "The query lane is full: 2048 inputs are waiting, 2048 are allowed, and the request brings 1.",
         ),
     ),
     (
@@ -127,12 +127,12 @@ TABLE = [
             "server_error",
             "nonfinite_vector",
             "input[2]",
-            "the vector holds NaN or infinity; serving with dtype float32 or bfloat16 avoids that",
+            "The vector holds NaN or infinity; serving with dtype float32 or bfloat16 avoids that.",
         ),
     ),
     (
         ShuttingDownError(),
-        (503, "server_error", "shutting_down", None, "the server is shutting down"),
+        (503, "server_error", "shutting_down", None, "The server is shutting down."),
     ),
     (
         NoRunnersError(2),
@@ -146,15 +146,15 @@ TABLE = [
     ),
     (
         EngineNotReadyError("downloading 43%"),
-        (503, "server_error", "model_loading", None, "the model is not ready: downloading 43%"),
+        (503, "server_error", "model_loading", None, "The model is not ready: downloading 43%."),
     ),
     (
         EngineNotReadyError("draining"),
-        (503, "server_error", "shutting_down", None, "the model is not ready: draining"),
+        (503, "server_error", "shutting_down", None, "The model is not ready: draining."),
     ),
     (
         EngineNotReadyError("failed"),
-        (503, "server_error", "model_failed", None, "the model is not ready: failed"),
+        (503, "server_error", "model_failed", None, "The model is not ready: failed."),
     ),
     (
         NonFiniteRowError(),
@@ -163,7 +163,7 @@ TABLE = [
             "server_error",
             "nonfinite_vector",
             None,
-            "the vector holds NaN or infinity; serving with dtype float32 or bfloat16 avoids that",
+            "The vector holds NaN or infinity; serving with dtype float32 or bfloat16 avoids that.",
         ),
     ),
     (
@@ -198,11 +198,11 @@ TABLE = [
     ),
     (
         ClientException("Invalid host header"),
-        (400, "invalid_request_error", None, None, "Invalid host header"),
+        (400, "invalid_request_error", None, None, "Invalid host header."),
     ),
     (
         HTTPException("Payment Required", status_code=402),
-        (402, "invalid_request_error", None, None, "Payment Required"),
+        (402, "invalid_request_error", None, None, "Payment Required."),
     ),
 ]
 
@@ -318,7 +318,7 @@ async def test_a_wrong_method_is_told_the_right_ones():
 async def test_a_host_header_with_a_path_in_it_is_refused():
     """Frameworks that rebuild the URL from it have let requests past their authentication."""
     answer = await Gateway().get("/health", host="a/health?x=")
-    assert (answer.status, answer.error["message"]) == (400, "Invalid host header")
+    assert (answer.status, answer.error["message"]) == (400, "Invalid host header.")
 
 
 async def test_an_unknown_file_below_schema_is_in_the_envelope_too():

@@ -117,7 +117,7 @@ def test_a_string_is_text_where_the_client_says_so():
     [
         ("image", IMAGE, "unsupported_modality"),
         (["text", "text_image"], IMAGE, "unsupported_modality"),
-        (["text"], "'modality' has 1 entries for 2 inputs.", None),
+        (["text"], "'modality' has 1 values for 2 inputs.", None),
         ("sound", "'sound' is not a modality. Allowed: text, image, text_image.", None),
     ],
 )
@@ -319,7 +319,7 @@ def test_what_is_said_nearest_to_the_input_wins():
 
 def test_input_types_that_contradict_each_other_are_refused():
     assert refusal("a", input_type="query", task="passage") == (
-        "input_type and task contradict each other; send one of them.",
+        "'input_type' and 'task' contradict each other; send one of them.",
         "task",
         None,
     )
@@ -374,7 +374,7 @@ def test_a_shorter_limit_can_be_asked_for(asked: int | None, expected: int | Non
 
 def test_a_limit_of_nothing_and_an_unknown_way_to_truncate_are_refused():
     assert refusal("a", truncate_prompt_tokens=0) == (
-        "truncate_prompt_tokens must be at least 1, or -1 for the model's limit, not 0.",
+        "'truncate_prompt_tokens' must be at least 1, or -1 for the model's limit, not 0.",
         "truncate_prompt_tokens",
         None,
     )
@@ -413,7 +413,7 @@ def test_vectors_are_normalised_unless_declined():
 def test_number_formats_that_are_not_served_are_refused(field: str):
     """Ignored, the client would read floats as packed bits."""
     assert refusal("a", **{field: "int8"}) == (
-        f"{field} must be 'float'; for base64 of float32 set encoding_format.",
+        f"'{field}' must be 'float'; for base64 of float32 set 'encoding_format'.",
         field,
         None,
     )

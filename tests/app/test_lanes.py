@@ -91,6 +91,6 @@ def test_an_sdk_timeout_that_makes_no_sense_is_no_statement(text: str):
 @pytest.mark.parametrize("timeout_ms", [0, -5])
 def test_a_deadline_in_the_past_is_refused(timeout_ms: int):
     with pytest.raises(
-        InvalidRequestError, match=f"^timeout_ms must be greater than 0, not {timeout_ms}\\.$"
+        InvalidRequestError, match=f"^'timeout_ms' must be greater than 0, not {timeout_ms}\\.$"
     ):
         choose_timeout_s(timeout_ms=timeout_ms, headers={}, default_s=600)

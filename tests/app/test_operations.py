@@ -24,7 +24,17 @@ async def test_ready_means_that_requests_are_answered(path: str):
     loading = await gateway.get(path)
     gateway.engine.stage = "ready"
     ready = await gateway.get(path)
-    assert (loading.status, loading.json) == (503, {"status": "unavailable", "stage": "downloading 43%"})
+    assert loading.status == 503
+    assert loading.json == {
+        "status": "unavailable",
+        "stage": "downloading 43%",
+        "error": {
+            "message": "The model is not ready: downloading 43%.",
+            "type": "server_error",
+            "param": None,
+            "code": "model_loading",
+        },
+    }
     assert (ready.status, ready.json) == (200, {"status": "ready", "stage": "ready"})
 
 
@@ -165,7 +175,7 @@ async def test_the_document_describes_the_strict_request_and_the_envelope():
         "string",
     }
     assert set(schemas["Error"]["required"]) == {"message", "type", "param", "code"}
-    assert set(operation["responses"]) == {"200", "400", "404", "408", "413", "429", "500", "503"}
+    assert set(operation["responses"]) == {"200", "400", "404", "408", "413", "415", "429", "500", "503"}
 
 
 async def test_the_document_points_to_its_page_and_starts_from_a_request_that_works():

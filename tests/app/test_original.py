@@ -46,8 +46,8 @@ async def test_similarity_compares_every_text_with_every_text():
         ({}, "Missing required parameter: 'texts'.", "texts"),
         ({"texts": []}, "'texts' is empty; send at least one text.", "texts"),
         ({"texts": ["a", ""]}, "'texts[1]' is an empty string.", "texts[1]"),
-        ({"texts": "a"}, "Invalid value for 'texts': expected `array`, got `str`.", "texts"),
-        ({"texts": ["a", 1]}, "Invalid value for 'texts[1]': expected `str`, got `int`.", "texts[1]"),
+        ({"texts": "a"}, "Invalid value for 'texts': expected array, got string.", "texts"),
+        ({"texts": ["a", 1]}, "Invalid value for 'texts[1]': expected string, got integer.", "texts[1]"),
     ],
 )
 async def test_a_bad_list_of_texts_is_refused(path: str, body: object, message: str, param: str):

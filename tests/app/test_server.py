@@ -1,5 +1,7 @@
 """The guarded server, over real sockets."""
 
+import logging
+import re
 import socket
 import threading
 from collections.abc import Generator
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.connection import MAX_HEAD_BYTES
+from app.logs import request_id_var
 from app.server import BindError, bind_socket, url_of
 from app.settings import ServerSettings
 from tests.app.running import Client, Running, answer, echo, live, running
@@ -245,6 +248,51 @@ def test_what_the_guard_refuses_counts_as_a_failure(request_bytes: bytes, failur
     assert server.recorder.failures == [failure]
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "line"),
+    [
+        (b"nonsense\r\n\r\n", "other unmatched 400 [0-9.]+ ms malformed_request"),
+        (b"GET / HTTP/1.1\r\n\r\n", "other unmatched 400 [0-9.]+ ms malformed_request"),
+        (
+            b"GET / HTTP/1.1\r\nHost: here\r\nX-Big: " + b"a" * 100_000 + b"\r\n\r\n",
+            "other unmatched 431 [0-9.]+ ms headers_too_large",
+        ),
+        (b"POST / HTT", "other unmatched 408 [0-9.]+ ms request_timeout"),
+        (
+            b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nhalf",
+            "POST unmatched 408 [0-9.]+ ms request_timeout",
+        ),
+        (
+            # Refused before the application has been given a turn.
+            b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+            "POST unmatched 400 [0-9.]+ ms malformed_request",
+        ),
+    ],
+    ids=["garbage", "no host", "large head", "slow head", "slow body", "broken body"],
+)
+def test_the_line_of_a_refusal_names_its_request_and_its_code(
+    request_bytes: bytes, line: str, caplog: pytest.LogCaptureFixture
+):
+    """The id is what a client reports; a line without it, or without the cause, finds nobody."""
+    ids: dict[str, str | None] = {}
+
+    def keep_id(record: logging.LogRecord) -> bool:
+        # While the line is written: afterwards the variable is another request's.
+        ids[record.name] = request_id_var.get()
+        return True
+
+    caplog.handler.addFilter(keep_id)
+    caplog.set_level(logging.INFO, logger="app.observe")
+    settings = ServerSettings(header_timeout_s=0.15, body_timeout_s=0.15, shutdown_timeout_s=5)
+    with running(echo, settings) as server:
+        reply = server.ask(request_bytes)
+    (record,) = [record for record in caplog.records if record.name == "app.observe"]
+    assert re.fullmatch(line, record.getMessage())
+    caplog.handler.removeFilter(keep_id)
+    assert ids["app.observe"] == reply.headers["x-request-id"]
+    assert record.__dict__["fields"]["code"] == reply.error["code"]
+
+
 def test_a_head_request_is_answered_without_a_body(server: Running):
     """The connection stays in step: what follows is the answer to the next request."""
     with server.connect() as client:
@@ -332,7 +380,7 @@ def test_a_request_that_outlasts_the_shutdown_is_answered_503():
         server.server.should_exit = True
         reply = client.read_reply()
         assert reply.status == 503
-        assert reply.error["message"] == "the server is shutting down"
+        assert reply.error["message"] == "The server is shutting down."
         assert reply.error["code"] == "shutting_down"
         assert reply.headers["retry-after"] == "2"
         assert reply.headers["connection"] == "close"
