@@ -12,7 +12,9 @@ cannot be packed, or computes anything else than before, stays as it is.
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 
 # Sizes of passes vary; the layout is chosen for one in the middle.
 _TYPICAL_TOKENS = 256
@@ -20,9 +22,9 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 class PrepackedLinear(nn.Module):
-    """``nn.Linear`` for inference on CPU."""
+    """``nn.Linear`` for inference on CPU, with the exact GELU behind it where one is."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, with_gelu: bool = False) -> None:
         super().__init__()
         # Some architectures ask their layers for the weight's dtype (T5, Mamba). Never read, it is free:
         # its pages stay in the file.
@@ -32,9 +34,12 @@ class PrepackedLinear(nn.Module):
             linear.weight.detach().clone(), _TYPICAL_TOKENS
         )
 
+        self._activation = ("gelu", "none") if with_gelu else ("none", "")
+
     def forward(self, states: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
-        return torch.ops.mkldnn._linear_pointwise(states, self._packed_weight, self.bias, "none", [], "")
+        name, algorithm = self._activation
+        return torch.ops.mkldnn._linear_pointwise(states, self._packed_weight, self.bias, name, [], algorithm)
 
 
 @torch.inference_mode()
@@ -55,20 +60,32 @@ def prepack_linear_layers(transformer: nn.Module, *, max_bytes: int) -> int:
         return 0
     num_packed = 0
     for parent, name, layer in layers:
-        packed = _packed_or_none(layer)
-        if packed is not None:
-            setattr(parent, name, packed)
-            num_packed += 1
+        # BERT's line names them so: a layer and the activation behind it.
+        has_gelu = name == "dense" and _is_exact_gelu(getattr(parent, "intermediate_act_fn", None))
+        packed = _packed_or_none(layer, with_gelu=has_gelu)
+        if packed is None:
+            continue
+        setattr(parent, name, packed)
+        if has_gelu:
+            parent.intermediate_act_fn = nn.Identity()
+        num_packed += 1
     return num_packed
 
 
-def _packed_or_none(layer: nn.Linear) -> PrepackedLinear | None:
+def _is_exact_gelu(activation: object) -> bool:
+    if isinstance(activation, nn.GELU):
+        return activation.approximate == "none"
+    return isinstance(activation, GELUActivation) and activation.act is F.gelu
+
+
+def _packed_or_none(layer: nn.Linear, *, with_gelu: bool) -> PrepackedLinear | None:
     states = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0)).to(
         layer.weight.dtype
     )
     try:
-        packed = PrepackedLinear(layer)
-        actual, expected = packed(states).float(), layer(states).float()
+        packed = PrepackedLinear(layer, with_gelu=with_gelu)
+        plain = layer(states)
+        actual, expected = packed(states).float(), (F.gelu(plain) if with_gelu else plain).float()
     except (AttributeError, RuntimeError, NotImplementedError):
         return None
     is_equal = (actual - expected).abs().max() <= _TOLERANCE[layer.weight.dtype] * expected.abs().max()

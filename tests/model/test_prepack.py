@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 
 from model.prepack import PrepackedLinear, prepack_linear_layers
 
@@ -33,7 +34,7 @@ def test_a_model_above_the_limit_keeps_its_weights_mapped() -> None:
 
 
 def test_a_layer_stays_plain_where_the_private_operator_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_arguments: object) -> None:
+    def missing(*_arguments: object, **_options: object) -> None:
         raise AttributeError("no such operator in this torch")
 
     monkeypatch.setattr("model.prepack.PrepackedLinear.__init__", missing)
@@ -58,3 +59,31 @@ def test_a_subclass_of_linear_is_left_alone() -> None:
 
     network = nn.Sequential(Doubling(8, 8))
     assert prepack_linear_layers(network, max_bytes=10**6) == 0
+
+
+class Intermediate(nn.Module):
+    """A layer and its activation as BERT's line has them."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dense = nn.Linear(32, 64)
+        self.intermediate_act_fn = activation
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.intermediate_act_fn(self.dense(states))
+
+
+@pytest.mark.parametrize(
+    ("activation", "is_fused"),
+    [(GELUActivation(), True), (nn.GELU(), True), (nn.GELU(approximate="tanh"), False), (nn.ReLU(), False)],
+)
+def test_an_exact_gelu_is_computed_with_its_layer_and_any_other_activation_apart(
+    activation: nn.Module, is_fused: bool
+) -> None:
+    plain, packed = Intermediate(activation), Intermediate(activation)
+    assert prepack_linear_layers(packed, max_bytes=10**6) == 1
+    assert isinstance(packed.intermediate_act_fn, nn.Identity) == is_fused
+    states = torch.randn(1, 50, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(states), plain(states), atol=1e-6, rtol=1e-5)
