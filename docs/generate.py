@@ -37,7 +37,6 @@ MEASUREMENTS = [
         "packed, plain layers over sorted padded",
     ),
     ("Documents over HTTP over the bare workers", "gateway-cpu", "http_over_raw_throughput"),
-    ("A worker a core over one worker with all threads", "workers-cpu", "many_over_one_throughput"),
 ]
 """What each row says, the stored result it comes from, and the ratio's name there."""
 
