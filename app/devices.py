@@ -38,9 +38,9 @@ def place_workers(
 ) -> Placement:
     """Decide on workers from the settings and what the machine has.
 
-    On CPU: one single-threaded worker a core. Two of them beat one worker with two threads by 29 % (MiniLM,
-    float32, two cores), and never stall at a barrier when something else wants a core. On CUDA: one worker a
-    device.
+    On CPU: one single-threaded worker a core. Behind the gateway two of them give some fifth more documents
+    than one worker with two threads (``python -m bench.workers``, MiniLM, float32, two cores), and never stall
+    at a barrier when something else wants a core. On CUDA: one worker a device.
 
     Args:
         device: As in the settings; ``auto`` takes CUDA where there is a GPU.
