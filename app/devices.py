@@ -39,8 +39,8 @@ def place_workers(
     """Decide on workers from the settings and what the machine has.
 
     On CPU: one single-threaded worker a core. Behind the gateway two of them give some fifth more documents
-    than one worker with two threads (``python -m bench.workers``, MiniLM, float32, two cores), and never stall
-    at a barrier when something else wants a core. On CUDA: one worker a device.
+    than one worker with two threads (``python -m bench.workers``: MiniLM, float32, two cores), and they never
+    stall at a barrier when something else wants a core. On CUDA: one worker a device.
 
     Args:
         device: As in the settings; ``auto`` takes CUDA where there is a GPU.
