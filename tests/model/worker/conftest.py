@@ -14,7 +14,15 @@ WorkerFactory = Callable[..., ProcessWorker]
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Processes that these tests have started; a server that other tests share is none of them."""
+    return [child for child in psutil.Process().children() if not _is_server(child)]
+
+
+def _is_server(process: psutil.Process) -> bool:
+    try:
+        return any(Path(argument).name == "laneway" for argument in process.cmdline())
+    except psutil.ZombieProcess:
+        return False
 
 
 @pytest.fixture
