@@ -18,6 +18,7 @@ from cyclopts import Group, Parameter
 
 _DAY_S = 86_400
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
 
 def _between(low: float, high: float) -> Parameter:
@@ -60,6 +61,18 @@ def _choice(name: str) -> Parameter:
     return Parameter(name=f"--{name}", name_transform=str.lower)
 
 
+def _hosts() -> Parameter:
+    def check(_: object, value: tuple[str, ...]) -> None:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f'"{host}" is no host; write images.example.org, images.example.org:8443, or '
+                    ".example.org for all hosts below it."
+                )
+
+    return Parameter(validator=check, negative_iterable=(), show_default=False)
+
+
 _SOME_TEXT = _text(re.compile(r".*\S.*"), "more than white space")
 
 
@@ -90,6 +103,17 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class MediaUrls(StrEnum):
+    """Where images may be fetched from."""
+
+    PUBLIC = "public"
+    """Any address of the public internet, on the ports of http and https."""
+    ALLOWLIST = "allowlist"
+    """Hosts that ``media_hosts`` names, as far as their addresses are public."""
+    OFF = "off"
+    """Nowhere: images come with the request."""
 
 
 class LogLevel(StrEnum):
@@ -212,6 +236,35 @@ class LimitSettings:
     """A request that states no deadline of its own gets this one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaSettings:
+    """Images: where they may come from, and how much of them is read."""
+
+    media_urls: Annotated[MediaUrls, _choice("media-urls")] = MediaUrls.PUBLIC
+    """Image URLs: any ``public`` address, the hosts of an ``allowlist``, or ``off``. Inner addresses never."""
+    media_hosts: Annotated[tuple[str, ...], _hosts()] = ()
+    """The allowlist: ``images.example.org``, with a port of its own as ``name:8443``, or all below ``.example.org``."""
+    max_images: Annotated[int, _at_least(1)] = 96
+    """Images in one request."""
+    max_image_bytes: Annotated[int, _at_least(1)] = 20 * 1024 * 1024
+    """Largest image that is read, as a file."""
+    max_request_image_bytes: Annotated[int, _at_least(1)] = 64 * 1024 * 1024
+    """All images of one request together, as files."""
+    fetch_timeout_s: Annotated[float, _duration_s()] = 10.0
+    """An image must have arrived by then, redirects included."""
+    max_fetches: Annotated[int, _at_least(1)] = 32
+    """Images that are fetched at once; others wait."""
+    max_fetches_per_host: Annotated[int, _at_least(1)] = 4
+    """Of these, from one host."""
+
+
+def _name_hosts_where_they_count(_: object, media: MediaSettings) -> None:
+    if media.media_urls is MediaUrls.ALLOWLIST and not media.media_hosts:
+        raise ValueError("media_urls is allowlist, but media_hosts names no host.")
+    if media.media_hosts and media.media_urls is not MediaUrls.ALLOWLIST:
+        raise ValueError(f"media_hosts counts only where media_urls is allowlist, not {media.media_urls}.")
+
+
 def _leave_queries_time(_: object, batching: BatchingSettings) -> None:
     reserved = batching.document_share + batching.batch_share
     if reserved >= 1:
@@ -238,3 +291,7 @@ class Settings:
     limits: Annotated[LimitSettings, Parameter(name="*", group=Group("Limits", sort_key=4))] = field(
         default_factory=LimitSettings
     )
+    media: Annotated[
+        MediaSettings,
+        Parameter(name="*", group=Group("Media", sort_key=5), validator=_name_hosts_where_they_count),
+    ] = field(default_factory=MediaSettings)

@@ -33,7 +33,7 @@ from app.engine import CPU_PASS_TOKENS, CUDA_PASS_TOKENS
 from bench.loads import features_of, lognormal_texts, longest_first, token_passes
 from bench.report import Ratio, arguments, averaged, card, paired_ratio, save, verdict
 from model import Features, ModelInfo, Preparer, find_checkpoint
-from model.encoder import TextEncoder
+from model.encoder import TransformerEncoder
 from model.loading import load_encoder
 from model.worker import LoadOptions
 
@@ -95,7 +95,7 @@ def load(options: argparse.Namespace) -> Bench:
     )
 
 
-def packed_rows(encoder: TextEncoder, passes: Sequence[Sequence[Features]]) -> np.ndarray:
+def packed_rows(encoder: TransformerEncoder, passes: Sequence[Sequence[Features]]) -> np.ndarray:
     return np.concatenate([encoder.encode(one) for one in passes])
 
 

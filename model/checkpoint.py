@@ -62,6 +62,8 @@ class Card:
 
     matryoshka_dimensions: tuple[int, ...] = ()
     license: str | None = None
+    note: str | None = None
+    """What whoever uses its vectors has to know."""
 
 
 def names_of(source: str) -> tuple[str, ...]:
@@ -314,5 +316,7 @@ def find_card(name: str) -> Card:
     """What is known of a published checkpoint; an empty card for any other."""
     facts = _cards().get(name, {})
     return Card(
-        matryoshka_dimensions=tuple(facts.get("matryoshka_dimensions", ())), license=facts.get("license")
+        matryoshka_dimensions=tuple(facts.get("matryoshka_dimensions", ())),
+        license=facts.get("license"),
+        note=facts.get("note"),
     )

@@ -8,7 +8,7 @@ Shapes: T tokens of the pass, B sequences, L tokens of the longest of a bucket, 
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,9 @@ from model.types import Features, ModelInfo
 MAX_PADDED_SHARE = 0.15
 """A padded bucket ends where more of it than this would be padding."""
 
-# How far a sequence among others may be from itself alone (see ``_disagreement``). Rounding in another order
+# How far a sequence among others may be from itself alone (see ``disagreement``). Rounding in another order
 # gives 1e-6 in float32 and some 1e-2 in half precision; a sequence that sees its neighbours, 0.3 and more.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _PROBE_LENGTHS = (7, 150, 33, 33, 36)
 """Longer than common attention windows; two of a length, which share one attention call; and two that
 would share a padded bucket."""
@@ -52,8 +52,9 @@ class Backbone:
         self.is_packed = False
         self.packing_note = "not tried"
 
-    def hidden_states(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Tensor:
-        """Hidden states of all sequences laid end to end, ``[T, hidden]``."""
+    def hidden_states(self, features: Sequence[Features]) -> Tensor:
+        """Hidden states of all inputs laid end to end, ``[T, hidden]``."""
+        sequences = [one.token_ids for one in features]
         if not self.is_packed:
             return self._padded_states(sequences)
         with packed([len(sequence) for sequence in sequences]):
@@ -65,13 +66,13 @@ class Backbone:
         """Try packed rows on random sequences, and padded batches where those fail; the note tells."""
         sequences = self._probe_sequences(max_tokens, special_ids, vocab_size)
         alone_TD = torch.cat([self._padded_states([sequence]) for sequence in sequences])
-        tolerance = _TOLERANCE[alone_TD.dtype]
+        tolerance = TOLERANCE[alone_TD.dtype]
         refusal = self._try_packing(sequences, alone_TD, tolerance) if may_pack else "padding was asked for"
         if refusal is None:
             return
         self._transformer.set_attn_implementation(self._own_attention)
         self.is_packed, self.packing_note = False, refusal
-        if not _disagreement(self._padded_states(sequences), alone_TD) <= tolerance:
+        if not disagreement(self._padded_states(sequences), alone_TD) <= tolerance:
             self._max_padded_share = 0
             self.packing_note += "; padding changes its results, so only texts of equal length share a batch"
 
@@ -101,12 +102,12 @@ class Backbone:
             return f"the architecture does not take a packed row ({type(error).__name__})"
         if segments.num_attention_calls == 0:
             return "the architecture does not call the registered attention function"
-        disagreement = _disagreement(together_TD, alone_TD)
-        if not disagreement <= tolerance:
+        difference = disagreement(together_TD, alone_TD)
+        if not difference <= tolerance:
             return (
-                f"packed differs from single by {disagreement:.1e} of the spread, more than {tolerance:.0e}"
+                f"packed differs from single by {difference:.1e} of the spread, more than {tolerance:.0e}"
             )
-        self.is_packed, self.packing_note = True, f"packed equals single to {disagreement:.0e} of the spread"
+        self.is_packed, self.packing_note = True, f"packed equals single to {difference:.0e} of the spread"
         return None
 
     @torch.inference_mode()
@@ -138,7 +139,7 @@ class Backbone:
         return torch.cat([state for state in states if state is not None])
 
 
-def _disagreement(actual_TD: Tensor, expected_TD: Tensor) -> float:
+def disagreement(actual_TD: Tensor, expected_TD: Tensor) -> float:
     """How far apart two computations of the same hidden states are.
 
     For each dimension the root mean square of the difference, in units of that dimension's spread over the
@@ -176,11 +177,19 @@ def position_padding_idx(transformer: Any) -> int | None:
     return getattr(embeddings, "padding_idx", None)
 
 
-class TextEncoder:
+class HiddenStates(Protocol):
+    """What gives one hidden state a token: ``Backbone`` for texts, ``TwoTowerBackbone`` for images, too."""
+
+    def hidden_states(self, features: Sequence[Features]) -> Tensor:
+        """Hidden states of all inputs laid end to end, ``[T, hidden]``."""
+        ...
+
+
+class TransformerEncoder:
     """One loaded model: features in, vectors out. Owns the weights."""
 
     def __init__(
-        self, *, backbone: Backbone, token_head: nn.Module, head: nn.Module, recipe: Recipe, info: ModelInfo
+        self, *, backbone: HiddenStates, token_head: nn.Module, head: nn.Module, recipe: Recipe, info: ModelInfo
     ) -> None:
         self._backbone = backbone
         self._token_head = token_head
@@ -198,7 +207,7 @@ class TextEncoder:
         # Neighbours of equal length share an attention call.
         order = sorted(range(len(features)), key=lambda index: features[index].num_tokens)
         ordered = [features[index] for index in order]
-        hidden_TD = self._backbone.hidden_states([one.token_ids for one in ordered])
+        hidden_TD = self._backbone.hidden_states(ordered)
         pooled_BD = pool(
             self._token_head(hidden_TD),
             [one.num_tokens for one in ordered],

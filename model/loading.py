@@ -7,7 +7,7 @@ packing probe; the output's dimension. What passes them is stamped with a finger
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,13 +22,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from transformers.utils import logging as transformers_logging
 
 from model.checkpoint import Card, file_sha256, find_card
-from model.encoder import Backbone, TextEncoder, position_padding_idx
+from model.encoder import Backbone, TransformerEncoder, position_padding_idx
 from model.errors import CheckpointError
-from model.families.family import HeadKind, Recipe
+from model.families.family import HeadKind, ImageRecipe, Recipe, Template, Towers
 from model.head import load_head
 from model.prepack import prepack_linear_layers
 from model.registry import find_family
-from model.types import Features, ModelInfo
+from model.types import Features, ImageInputs, ImageTokens, ModelInfo, PromptTemplate
+from model.vision import TwoTowerBackbone
 from model.worker.protocol import LoadOptions, OnStage
 
 # Gemma's activations overflow float16 (EmbeddingGemma's card says bfloat16 or float32), and so do T5's
@@ -44,7 +45,7 @@ _NO_LIMIT = 1_000_000
 """Tokenizers that know no limit say so by an astronomic one."""
 
 
-def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
+def load_encoder(options: LoadOptions, on_stage: OnStage) -> TransformerEncoder:
     """Load, check, probe and warm up.
 
     Raises:
@@ -52,8 +53,9 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
     """
     folder = Path(options.folder)
     on_stage("reading the checkpoint")
-    recipe = find_family(folder).read(folder)
-    config = _load_config(recipe.transformer_folder)
+    family = find_family(folder, source=options.source, name=options.family)
+    recipe = family.read(folder, options)
+    config = _load_config(recipe)
     dtype = _resolve_dtype(options, config)
     tokenizer = _load_tokenizer(recipe)
     with _weights_progress(on_stage):
@@ -69,15 +71,23 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
         )
     max_tokens = _max_tokens(options, recipe, config, transformer, tokenizer)
     card = find_card(options.source)
+    images = None if recipe.images is None else _image_inputs(recipe.images, tokenizer, folder)
     with _gate(f"{options.source}: a trial pass failed"):
         on_stage("trying packed passes")
-        backbone = Backbone(transformer, pad_id=tokenizer.pad_token_id or 0)
-        backbone.choose_passes(
-            max_tokens=max_tokens,
-            special_ids=tokenizer.all_special_ids,
-            vocab_size=len(tokenizer),
-            may_pack=not options.pad_passes,
-        )
+        if recipe.towers is not None:
+            assert recipe.images is not None and images is not None, "a vision tower reads images"
+            backbone = TwoTowerBackbone(
+                transformer, recipe.towers, recipe.images, pad_id=images.tokens.pad
+            )
+            backbone.check_passes(vocab_size=len(tokenizer))
+        else:
+            backbone = Backbone(transformer, pad_id=tokenizer.pad_token_id or 0)
+            backbone.choose_passes(
+                max_tokens=max_tokens,
+                special_ids=tokenizer.all_special_ids,
+                vocab_size=len(tokenizer),
+                may_pack=not options.pad_passes,
+            )
 
     tokenizer_json = _tokenizer_json(tokenizer, lowercase=recipe.lowercase)
     device = backbone.device
@@ -100,10 +110,13 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TextEncoder:
         include_prompt=recipe.include_prompt,
         matryoshka_dimensions=(),
         tokenizer_json=tokenizer_json,
-        fingerprint=_fingerprint(recipe, tokenizer_json, dtype, max_tokens),
+        fingerprint=_fingerprint(recipe, options, tokenizer_json, dtype, max_tokens),
         license=card.license,
+        note=card.note,
+        template=None if recipe.template is None else _prompt_template(recipe.template, tokenizer, folder),
+        images=images,
     )
-    encoder = TextEncoder(
+    encoder = TransformerEncoder(
         backbone=backbone,
         token_head=load_head([module for module in recipe.head if module.on_tokens], device),
         head=load_head([module for module in recipe.head if not module.on_tokens], device),
@@ -132,7 +145,12 @@ def _gate(what: str) -> Generator[None]:
         raise CheckpointError(f"{what} ({type(error).__name__}: {_first_line(error)})") from error
 
 
-def _load_config(folder: Path) -> PretrainedConfig:
+def _load_config(recipe: Recipe) -> PretrainedConfig:
+    folder = recipe.transformer_folder
+    if recipe.towers is not None:
+        # Built from the raw file: its own ``auto_map`` would ask for the checkpoint's code.
+        with _gate(f"{folder / 'config.json'} cannot be read"):
+            return getattr(transformers, recipe.towers.config_class)(**recipe.towers.config)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json")
     try:
@@ -182,16 +200,22 @@ def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dty
         raise CheckpointError(f"{folder} has no weights in safetensors; weights in pickles are never loaded")
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder} holds an adapter; merge it into its model before serving it")
-    is_encoder_only = config.is_encoder_decoder or config.model_type in _ENCODER_ONLY
-    auto_class = AutoModelForTextEncoding if is_encoder_only else AutoModel
+    if recipe.towers is not None:
+        model_class, key_mapping = getattr(transformers, recipe.towers.model_class), recipe.towers.key_mapping
+    elif config.is_encoder_decoder or config.model_type in _ENCODER_ONLY:
+        model_class, key_mapping = AutoModelForTextEncoding, None
+    else:
+        model_class, key_mapping = AutoModel, None
     try:
-        transformer, keys = auto_class.from_pretrained(
+        transformer, keys = model_class.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
+            key_mapping=key_mapping,
             output_loading_info=True,
+            # A class by its name runs no code of the checkpoint's anyway, and does not know the word.
+            **({} if recipe.towers is not None else {"trust_remote_code": False}),
         )
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
@@ -199,7 +223,7 @@ def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dty
         ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
-    _check_keys(transformer, keys, folder)
+    _check_keys(transformer, keys, recipe)
     try:
         return transformer.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -209,8 +233,9 @@ def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dty
         ) from error
 
 
-def _check_keys(transformer: Any, keys: Any, folder: Path) -> None:
+def _check_keys(transformer: Any, keys: Any, recipe: Recipe) -> None:
     """Every weight that computes must come from the file, and none of the file's may be left out of them."""
+    folder = recipe.transformer_folder
     missing = sorted(key for key in keys["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise CheckpointError(
@@ -222,13 +247,8 @@ def _check_keys(transformer: Any, keys: Any, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} has weights of another shape than its config.json says, the first is {mismatched[0]}"
         )
-    own_prefix = f"{transformer.base_model_prefix}."
-    parts = tuple(f"{name}." for name, _ in transformer.named_children() if name != "pooler")
     left_over = sorted(
-        key
-        for key in keys["unexpected_keys"]
-        if (key.removeprefix(own_prefix).startswith(parts) or "lora_" in key or "adapter" in key)
-        and not key.endswith("position_ids")
+        key for key in keys["unexpected_keys"] if not _is_free_of_use(key, transformer, recipe.towers)
     )
     if left_over:
         raise CheckpointError(
@@ -237,12 +257,56 @@ def _check_keys(transformer: Any, keys: Any, folder: Path) -> None:
         )
 
 
+def _is_free_of_use(key: str, transformer: Any, towers: Towers | None) -> bool:
+    """Whether a weight that the class has no place for may be left out."""
+    if towers is not None:
+        return key in towers.ignored_weights
+    own_prefix = f"{transformer.base_model_prefix}."
+    parts = tuple(f"{name}." for name, _ in transformer.named_children() if name != "pooler")
+    computes = key.removeprefix(own_prefix).startswith(parts) or "lora_" in key or "adapter" in key
+    return not computes or key.endswith("position_ids")
+
+
+def _prompt_template(template: Template, tokenizer: Any, folder: Path) -> PromptTemplate:
+    special_ids = tokenizer.get_added_vocab()
+    return PromptTemplate(
+        pieces=tuple(
+            _special_id(piece, special_ids, folder) if piece.startswith("<|") else piece
+            for piece in template.pieces
+        ),
+        default_instruction=template.default_instruction,
+        instructs_documents=template.instructs_documents,
+    )
+
+
+def _image_inputs(recipe: ImageRecipe, tokenizer: Any, folder: Path) -> ImageInputs:
+    special_ids = tokenizer.get_added_vocab()
+    return ImageInputs(
+        spec=recipe.spec,
+        tokens=ImageTokens(
+            start=(_special_id(recipe.start_token, special_ids, folder),),
+            pad=_special_id(recipe.pad_token, special_ids, folder),
+            end=(_special_id(recipe.end_token, special_ids, folder),),
+        ),
+        max_images=recipe.max_images,
+        is_fused_with_text=recipe.is_fused_with_text,
+    )
+
+
+def _special_id(token: str, special_ids: Mapping[str, int], folder: Path) -> int:
+    if token not in special_ids:
+        raise CheckpointError(f"the tokenizer in {folder} has no token {token}, which the model's prompt needs")
+    return special_ids[token]
+
+
 def _max_tokens(
     options: LoadOptions, recipe: Recipe, config: PretrainedConfig, transformer: Any, tokenizer: Any
 ) -> int:
     """The least of what was asked for, the checkpoint's own limit, and the positions it has."""
     limits = [recipe.max_tokens or tokenizer.model_max_length, options.max_tokens]
-    num_positions = getattr(config, "max_position_embeddings", None)
+    if recipe.reads_more_on_request and options.max_tokens:
+        limits = [options.max_tokens]
+    num_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(num_positions, int) and num_positions > 0:
         # RoBERTa's line keeps the first rows of its table for padding.
         padding_idx = position_padding_idx(transformer)
@@ -272,7 +336,7 @@ def _tokenizer_json(tokenizer: Any, *, lowercase: bool) -> str:
     return backend.to_str()
 
 
-def _checked_dimension(encoder: TextEncoder, recipe: Recipe, options: LoadOptions, max_tokens: int) -> int:
+def _checked_dimension(encoder: TransformerEncoder, recipe: Recipe, options: LoadOptions, max_tokens: int) -> int:
     """Run the smallest and a long input; returns D, which must be what the checkpoint says."""
     token_id = min(1, encoder.info.vocab_size - 1)
     shortest = Features(token_ids=np.array([token_id], dtype=np.int32))
@@ -291,17 +355,22 @@ def _checked_dimension(encoder: TextEncoder, recipe: Recipe, options: LoadOption
     return dimension
 
 
-def _fingerprint(recipe: Recipe, tokenizer_json: str, dtype: torch.dtype, max_tokens: int) -> str:
+def _fingerprint(
+    recipe: Recipe, options: LoadOptions, tokenizer_json: str, dtype: torch.dtype, max_tokens: int
+) -> str:
     """sha256 over everything that changes a vector, every byte of the weights included."""
+    home = recipe.transformer_folder
+    folders = {home: "", **{m.folder: m.folder.name for m in recipe.head if m.folder != home}}
     described = asdict(recipe)
     described["transformer_folder"] = ""
-    described["head"] = [{**asdict(module), "folder": module.folder.name} for module in recipe.head]
-    folders = {recipe.transformer_folder: "", **{module.folder: module.folder.name for module in recipe.head}}
+    described["head"] = [{**asdict(module), "folder": folders[module.folder]} for module in recipe.head]
     described |= {
         "dtype": str(dtype),
         "max_tokens": max_tokens,
+        "quantization": options.quantization,
+        "image_options": None if recipe.images is None else asdict(options.images),
         "tokenizer": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
-        "config": file_sha256(recipe.transformer_folder / "config.json"),
+        "config": file_sha256(home / "config.json"),
         "transformers": transformers.__version__,
         "weights": sorted(
             (name, file.name, file_sha256(file))

@@ -14,7 +14,9 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from model.errors import InputError, InputTooLongError, TokenIdError
-from model.prompts import resolve_prompt
+from model.images.spec import DecodedImage
+from model.prompts import DOCUMENT_NAMES, resolve_prompt
+from model.templates import Filling, TemplateTokenizer
 from model.types import EmbeddingInput, Features, ModelInfo, Truncation
 
 
@@ -29,27 +31,93 @@ class Preparer:
         self._tokenizer.no_padding()
         self._num_special_tokens = self._tokenizer.num_special_tokens_to_add(False)
         self._prompt_lengths: dict[str, int] = {}
+        self._template: TemplateTokenizer | None = None
+        if info.template is not None:
+            image_tokens = None if info.images is None else info.images.tokens
+            self._template = TemplateTokenizer(self._tokenizer, info.template, image_tokens)
 
-    def prepare(self, inputs: Sequence[EmbeddingInput]) -> list[Features | InputError]:
+    def prepare(
+        self, inputs: Sequence[EmbeddingInput], images: Sequence[Sequence[DecodedImage]] | None = None
+    ) -> list[Features | InputError]:
         """Make features, or an error, for each input.
+
+        Args:
+            inputs: What to embed.
+            images: The decoded images of each input, in the order of ``EmbeddingInput.images``. ``None``: no
+                input has any.
 
         Returns:
             One element an input, in order. An ``InputError`` says why that input cannot be embedded;
             its neighbours are not concerned.
         """
+        images = images or [()] * len(inputs)
+        filled = self._with_template if self._template is not None else self._with_prompt
+        with_text = iter(
+            filled(
+                [
+                    (one, its_images)
+                    for one, its_images in zip(inputs, images, strict=True)
+                    if one.token_ids is None
+                ]
+            )
+        )
+        return [next(with_text) if one.token_ids is None else self._with_token_ids(one) for one in inputs]
+
+    def _with_template(
+        self, inputs: Sequence[tuple[EmbeddingInput, Sequence[DecodedImage]]]
+    ) -> list[Features | InputError]:
+        """Put texts and images into the model's template."""
+        assert self._template is not None
+        rows = self._template.rows(
+            [
+                Filling(
+                    instruction=self._instruction(one),
+                    text=one.text,
+                    num_image_tokens=[image.num_tokens for image in images],
+                )
+                for one, images in inputs
+            ],
+            limits=[self._limit(one) for one, _ in inputs],
+            truncations=[one.truncation for one, _ in inputs],
+        )
+        return [
+            row
+            if isinstance(row, InputTooLongError)
+            else Features(
+                token_ids=np.array(row.token_ids, dtype=np.int32),
+                images=tuple(image.pixels for image in images),
+                num_image_tokens=sum(image.num_tokens for image in images),
+                num_dropped_tokens=row.num_dropped_tokens,
+            )
+            for row, (_, images) in zip(rows, inputs, strict=True)
+        ]
+
+    def _instruction(self, one: EmbeddingInput) -> str:
+        template = self._info.template
+        assert template is not None
+        is_for_it = template.instructs_documents or one.prompt_name not in DOCUMENT_NAMES
+        return (one.instruction if is_for_it else None) or template.default_instruction
+
+    def _with_prompt(
+        self, inputs: Sequence[tuple[EmbeddingInput, Sequence[DecodedImage]]]
+    ) -> list[Features | InputError]:
+        """Put each text behind its prompt."""
         # Special tokens come last, around what truncation leaves: cut afterwards, they would be cut too.
-        texts = [self._prompt(one) + one.text for one in inputs if one.text is not None]
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        texts = [self._prompt(one) + (one.text or "") for one, _ in inputs]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         prepared: list[Features | InputError] = []
-        for one in inputs:
+        for (one, _), encoding in zip(inputs, encodings, strict=True):
             try:
-                if one.text is not None:
-                    prepared.append(self._text_features(one, next(encodings)))
-                else:
-                    prepared.append(self._token_features(one))
+                prepared.append(self._text_features(one, encoding))
             except InputError as error:
                 prepared.append(error)
         return prepared
+
+    def _with_token_ids(self, one: EmbeddingInput) -> Features | InputError:
+        try:
+            return self._token_features(one)
+        except InputError as error:
+            return error
 
     def _prompt(self, one: EmbeddingInput) -> str:
         return resolve_prompt(
@@ -115,6 +183,8 @@ class Preparer:
             # An id past the embedding table would be a device-side assert, which kills a CUDA context.
             if not 0 <= token_id < self._info.vocab_size:
                 raise TokenIdError(token_id, self._info.vocab_size)
+        if self._info.images is not None and self._info.images.tokens.pad in token_ids:
+            raise InputError(f"token {self._info.images.tokens.pad} stands for an image, and there is none")
         limit = self._limit(one)
         if not token_ids:
             raise InputError("the token array is empty")

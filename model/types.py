@@ -6,6 +6,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from model.images.spec import ImageSpec
+
 
 class Truncation(StrEnum):
     """What happens to a text of more tokens than the model reads."""
@@ -23,6 +25,8 @@ class EmbeddingInput:
     """One thing to embed, after every question about the client's spelling of it has been settled."""
 
     text: str | None = None
+    images: tuple[bytes, ...] = ()
+    """Image files as they were sent, for models that read them. With a text they make one vector together."""
     token_ids: tuple[int, ...] | None = None
     """Ids of the model's own vocabulary, taken as they are: no prompt, no special tokens added."""
     prompt_name: str | None = None
@@ -40,6 +44,10 @@ class Features:
 
     token_ids: npt.NDArray[np.int32]
     """``[L]``, special tokens included, at most the model's limit."""
+    images: tuple[npt.NDArray[np.uint8], ...] = ()
+    """Each ``[H, W, 3]``, RGB, at the size that the model reads; in the order of their tokens."""
+    num_image_tokens: int = 0
+    """How many of the tokens stand for images."""
     num_prompt_tokens: int = 0
     """Leading tokens that pooling leaves out; 0 unless the model's pooling excludes its prompt."""
     num_dropped_tokens: int = 0
@@ -61,6 +69,40 @@ class PassResult:
     """Time the device spent, measured in the worker."""
     nonfinite_rows: tuple[int, ...] = ()
     """Rows that hold NaN or infinity: errors, never to be sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTokens:
+    """How an image stands in a row of token ids: ``start``, as many times ``pad`` as it has tokens, ``end``."""
+
+    start: tuple[int, ...]
+    pad: int
+    end: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTemplate:
+    """The fixed row of tokens around an input, for models that were trained with one."""
+
+    pieces: tuple[int | str, ...]
+    """Special tokens by id, and between them texts with the slots ``{instruction}``, ``{images}`` and
+    ``{text}``. Texts are tokenised as ordinary text, whatever looks like a special token in them."""
+    default_instruction: str
+    """Stands in the slot where a request gives no instruction."""
+    instructs_documents: bool
+    """Whether an instruction counts for the document side, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInputs:
+    """What of images a model reads."""
+
+    spec: ImageSpec
+    tokens: ImageTokens
+    max_images: int
+    """In one input."""
+    is_fused_with_text: bool
+    """Whether an image and a text make one vector together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,5 +138,15 @@ class ModelInfo:
     """The whole tokenizer, in the format of ``tokenizers``."""
     fingerprint: str
     """sha256 over everything that changes a vector. Equal fingerprints: vectors may be compared."""
-    modalities: tuple[str, ...] = ("text",)
     license: str | None = None
+    note: str | None = None
+    """What whoever uses the vectors has to know."""
+    template: PromptTemplate | None = None
+    """``None``: a prompt is put before the text, and the tokenizer adds its special tokens."""
+    images: ImageInputs | None = None
+    """``None``: the model reads texts only."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What an input may hold."""
+        return ("text",) if self.images is None else ("text", "image")

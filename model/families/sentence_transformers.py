@@ -17,6 +17,7 @@ from model.checkpoint import read_json
 from model.errors import CheckpointError
 from model.families.family import Family, HeadKind, HeadModule, Recipe
 from model.pooling import Pooling
+from model.worker.protocol import LoadOptions
 
 # File names under which releases since 2019 have kept the transformer module's settings.
 _TRANSFORMER_CONFIGS = tuple(
@@ -52,12 +53,12 @@ _TRANSFORMER_KEYS = frozenset(
 _SERVED_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
 
-def matches(folder: Path) -> bool:
+def matches(folder: Path, _name: str) -> bool:
     """Every folder with a description of a transformer is taken; ``read`` refuses what it cannot serve."""
     return (folder / "modules.json").is_file() or (folder / "config.json").is_file()
 
 
-def read(folder: Path) -> Recipe:
+def read(folder: Path, _options: LoadOptions) -> Recipe:
     """Read the checkpoint's modules into a recipe.
 
     Raises:

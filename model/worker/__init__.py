@@ -2,14 +2,25 @@
 
 from model.worker.inline import InlineWorker
 from model.worker.process import Backoff, ProcessWorker, WorkerState
-from model.worker.protocol import LoadOptions, OnStage, Worker, WorkerStatistics
+from model.worker.protocol import (
+    ImageOptions,
+    LoadOptions,
+    OnStage,
+    Quantization,
+    Rope,
+    Worker,
+    WorkerStatistics,
+)
 
 __all__ = [
     "Backoff",
+    "ImageOptions",
     "InlineWorker",
     "LoadOptions",
     "OnStage",
     "ProcessWorker",
+    "Quantization",
+    "Rope",
     "Worker",
     "WorkerState",
     "WorkerStatistics",

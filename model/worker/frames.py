@@ -1,8 +1,8 @@
 """What crosses the socket between the gateway and a worker process.
 
 A frame is a prefix (mark, size of the header, size of the body), a msgpack header and a body of raw
-numbers: int32 token ids on the way down, float32 rows on the way up, in the machine's byte order. The
-header says how the body is cut, so ids and rows are read where they arrived, without a copy.
+numbers: int32 token ids and uint8 pixels on the way down, float32 rows on the way up, in the machine's byte
+order. The header says how the body is cut, so ids, pixels and rows are read where they arrived, without a copy.
 
 Rule 1: sizes are checked before anything is allocated, shapes before anything is read.
 Rule 2: nothing here reads or writes a socket; ``child.py`` and ``main.py`` do that.
@@ -10,6 +10,7 @@ Rule 2: nothing here reads or writes a socket; ``child.py`` and ``main.py`` do t
 
 import struct
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated
 
 import msgspec
@@ -51,13 +52,17 @@ class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Gateway to worker: one pass. Body: the token ids of all inputs, one after the other."""
+    """Gateway to worker: one pass. Body: the token ids of all inputs, then the pixels of all images."""
 
     pass_id: _Count
     lengths: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1)]
     """Tokens of each input."""
     prompt_lengths: tuple[_Count, ...]
     dropped_lengths: tuple[_Count, ...]
+    image_sizes: tuple[tuple[tuple[_Positive, _Positive], ...], ...] = ()
+    """Height and width of each input's images; empty where no input has any."""
+    image_lengths: tuple[_Count, ...] = ()
+    """Tokens that stand for images in each input; empty with ``image_sizes``."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -147,44 +152,70 @@ def unpack_for_gateway(header: memoryview) -> ToGateway:
 
 def pack_run(pass_id: int, features: Sequence[Features]) -> bytes:
     """Write a whole pass as one frame: one small copy instead of one system call for each input."""
-    ids = [np.ascontiguousarray(one.token_ids, dtype=np.int32) for one in features]
+    arrays: list[npt.NDArray[np.int32] | npt.NDArray[np.uint8]]
+    arrays = [np.ascontiguousarray(one.token_ids, dtype=np.int32) for one in features]
+    lengths = tuple(map(len, arrays))
+    has_images = any(one.images for one in features)
+    if has_images:
+        arrays += [np.ascontiguousarray(image) for one in features for image in one.images]
     run = Run(
         pass_id=pass_id,
-        lengths=tuple(len(one) for one in ids),
+        lengths=lengths,
         prompt_lengths=tuple(one.num_prompt_tokens for one in features),
         dropped_lengths=tuple(one.num_dropped_tokens for one in features),
+        image_sizes=tuple(tuple(image.shape[:2] for image in one.images) for one in features)
+        if has_images
+        else (),
+        image_lengths=tuple(one.num_image_tokens for one in features) if has_images else (),
     )
-    head = pack_head(run, body_bytes=sum(one.nbytes for one in ids))
-    return b"".join((head, *(one.data for one in ids)))
+    head = pack_head(run, body_bytes=sum(array.nbytes for array in arrays))
+    return b"".join((head, *(array.reshape(-1).view(np.uint8).data for array in arrays)))
 
 
 def unpack_run(run: Run, body: memoryview) -> list[Features]:
-    """Read the inputs of a pass; their ids are views into ``body``.
+    """Read the inputs of a pass; ids and pixels are views into ``body``.
 
     Raises:
         FrameError: The header's lengths do not fit each other or the body.
     """
-    if not len(run.lengths) == len(run.prompt_lengths) == len(run.dropped_lengths):
+    num_inputs = len(run.lengths)
+    image_sizes = run.image_sizes or ((),) * num_inputs
+    image_lengths = run.image_lengths or (0,) * num_inputs
+    columns = (run.prompt_lengths, run.dropped_lengths, image_sizes, image_lengths)
+    if any(len(column) != num_inputs for column in columns):
         raise FrameError(
-            f"a pass of {len(run.lengths)} inputs has {len(run.prompt_lengths)} prompt lengths "
-            f"and {len(run.dropped_lengths)} dropped lengths"
+            f"a pass of {num_inputs} inputs has {len(run.prompt_lengths)} prompt lengths, "
+            f"{len(run.dropped_lengths)} dropped lengths, {len(image_sizes)} lists of image sizes "
+            f"and {len(image_lengths)} image lengths"
         )
-    if sum(run.lengths) * 4 != len(body):
-        raise FrameError(f"a pass of {sum(run.lengths)} tokens has {len(body)} bytes of ids")
-    ids = np.frombuffer(body, dtype=np.int32)
+    id_bytes = 4 * sum(run.lengths)
+    pixel_bytes = sum(3 * height * width for sizes in image_sizes for height, width in sizes)
+    if id_bytes + pixel_bytes != len(body):
+        raise FrameError(
+            f"a pass of {sum(run.lengths)} tokens and {pixel_bytes} bytes of pixels has a body of "
+            f"{len(body)} bytes"
+        )
+    ids = np.frombuffer(body[:id_bytes], dtype=np.int32)
+    pixels = np.frombuffer(body[id_bytes:], dtype=np.uint8)
+    id_ends = accumulate(run.lengths)
+    image_offset = 0
     features: list[Features] = []
-    start = 0
-    for length, num_prompt, num_dropped in zip(
-        run.lengths, run.prompt_lengths, run.dropped_lengths, strict=True
-    ):
+    for index, end in enumerate(id_ends):
+        images: list[npt.NDArray[np.uint8]] = []
+        for height, width in image_sizes[index]:
+            num_bytes = 3 * height * width
+            image = pixels[image_offset : image_offset + num_bytes]
+            images.append(image.reshape(height, width, 3))
+            image_offset += num_bytes
         features.append(
             Features(
-                token_ids=ids[start : start + length],
-                num_prompt_tokens=num_prompt,
-                num_dropped_tokens=num_dropped,
+                token_ids=ids[end - run.lengths[index] : end],
+                images=tuple(images),
+                num_image_tokens=image_lengths[index],
+                num_prompt_tokens=run.prompt_lengths[index],
+                num_dropped_tokens=run.dropped_lengths[index],
             )
         )
-        start += length
     return features
 
 

@@ -2,9 +2,40 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
+from model.images.spec import Alpha, Orientation
 from model.types import Features, ModelInfo, PassResult
+
+
+class Rope(StrEnum):
+    """How positions are numbered in models with rotary positions of three axes (Qwen2-VL, arXiv:2409.12191)."""
+
+    SEQUENTIAL = "sequential"
+    """Token after token, images too: how GME's authors compute."""
+    MROPE = "mrope"
+    """Images by time, row and column: how ms-swift trains, and how vLLM computes."""
+
+
+class Quantization(StrEnum):
+    """What weights are stored in, where that is not what the model computes in."""
+
+    INT8 = "int8"
+    """Linear layers of the text tower in 8 bits; the vision tower is left as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """What is decided about images when a model is loaded. All of it changes vectors."""
+
+    min_tokens: int | None = None
+    """Smaller images are scaled up to so many tokens. ``None``: what the family says."""
+    max_tokens: int | None = None
+    """Larger images are scaled down to so many tokens. ``None``: what the family says."""
+    orientation: Orientation = Orientation.EXIF
+    alpha: Alpha = Alpha.WHITE
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +52,8 @@ class LoadOptions:
     """``float32``, ``bfloat16`` or ``float16``."""
     num_threads: int = 1
     """Compute threads of the process; on CPU one a worker, and a worker a core."""
+    family: str | None = None
+    """Name of the family to read the checkpoint as. ``None``: the one that recognises it."""
     max_tokens: int | None = None
     """Lowers the checkpoint's own limit."""
     matryoshka_dimensions: tuple[int, ...] = ()
@@ -28,6 +61,9 @@ class LoadOptions:
     max_prepacked_bytes: int = 256 * 1024 * 1024
     """On CPU, linear layers of up to so many bytes together are laid out anew for faster products, which
     costs each worker a copy of them. Larger ones stay pages of the file, shared by all workers."""
+    rope: Rope = Rope.SEQUENTIAL
+    images: ImageOptions = ImageOptions()
+    quantization: Quantization | None = None
     pad_passes: bool = False
     """Use length-bucketed padding even where packing works (for comparisons)."""
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from model import find_checkpoint
-from model.encoder import TextEncoder
+from model.encoder import TransformerEncoder
 from model.loading import load_encoder
 from model.worker import LoadOptions
 
@@ -16,14 +16,14 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm(minilm_folder: Path) -> TextEncoder:
+def minilm(minilm_folder: Path) -> TransformerEncoder:
     return load(minilm_folder)
 
 
 @pytest.fixture
-def load_from() -> Callable[..., TextEncoder]:
+def load_from() -> Callable[..., TransformerEncoder]:
     return load
 
 
-def load(folder: Path, **options: object) -> TextEncoder:
+def load(folder: Path, **options: object) -> TransformerEncoder:
     return load_encoder(LoadOptions(folder=str(folder), source=folder.name, **options), lambda _stage: None)

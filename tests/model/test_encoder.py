@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import BertModel
 
 from model import EmbeddingInput, Features, Preparer
-from model.encoder import TextEncoder, padded_buckets
+from model.encoder import TransformerEncoder, padded_buckets
 from model.packing import PackingUnsupportedError, packed, packed_attention
 from tests.model.checkpoints import ARCHITECTURES, CORPUS, build_checkpoint
 
@@ -29,7 +29,7 @@ TEXTS = [
 ]
 
 
-def embed(encoder: TextEncoder, texts: list[str], **fields: object) -> np.ndarray:
+def embed(encoder: TransformerEncoder, texts: list[str], **fields: object) -> np.ndarray:
     prepared = Preparer(encoder.info).prepare([EmbeddingInput(text=text, **fields) for text in texts])
     assert all(isinstance(one, Features) for one in prepared), prepared
     return encoder.encode(prepared)
@@ -47,7 +47,7 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert cosines.min() >= 0.99999
 
 
-def test_minilm_gives_sentence_transformers_vectors(minilm: TextEncoder, minilm_folder: Path) -> None:
+def test_minilm_gives_sentence_transformers_vectors(minilm: TransformerEncoder, minilm_folder: Path) -> None:
     assert minilm.info.is_packed
     assert (minilm.info.dimension, minilm.info.max_tokens) == (384, 256)
     assert_same(embed(minilm, TEXTS), reference(minilm_folder, TEXTS))
@@ -56,7 +56,7 @@ def test_minilm_gives_sentence_transformers_vectors(minilm: TextEncoder, minilm_
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_every_architecture_and_pooling_gives_sentence_transformers_vectors(
-    architecture: str, pooling: str, tmp_path: Path, load_from: Callable[..., TextEncoder]
+    architecture: str, pooling: str, tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     folder = build_checkpoint(tmp_path, architecture, pooling=pooling)
     encoder = load_from(folder)
@@ -66,7 +66,7 @@ def test_every_architecture_and_pooling_gives_sentence_transformers_vectors(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_input_gets_the_same_vector_alone_and_among_others(
-    architecture: str, tmp_path: Path, load_from: Callable[..., TextEncoder]
+    architecture: str, tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     """Neighbours in a pass are strangers' texts: they must not leak into each other."""
     encoder = load_from(build_checkpoint(tmp_path, architecture))
@@ -78,7 +78,7 @@ def test_an_input_gets_the_same_vector_alone_and_among_others(
 
 @pytest.mark.parametrize("pooling", ["max", "mean_sqrt_len_tokens", "weightedmean", ("cls", "mean")])
 def test_rarer_poolings_and_a_dense_layer_give_sentence_transformers_vectors(
-    pooling: str | tuple[str, ...], tmp_path: Path, load_from: Callable[..., TextEncoder]
+    pooling: str | tuple[str, ...], tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     folder = build_checkpoint(tmp_path, "bert", pooling=pooling, dense=True, normalize=False)
     encoder = load_from(folder)
@@ -90,7 +90,7 @@ def test_rarer_poolings_and_a_dense_layer_give_sentence_transformers_vectors(
 @pytest.mark.parametrize("include_prompt", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "weightedmean"])
 def test_prompts_go_in_front_and_are_pooled_as_the_checkpoint_says(
-    pooling: str, include_prompt: bool, tmp_path: Path, load_from: Callable[..., TextEncoder]
+    pooling: str, include_prompt: bool, tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     prompts = {"query": "search the river: ", "document": "", "clustering": "group the words: "}
     folder = build_checkpoint(
@@ -106,7 +106,7 @@ def test_prompts_go_in_front_and_are_pooled_as_the_checkpoint_says(
 
 
 def test_the_default_prompt_is_used_when_nothing_is_said(
-    tmp_path: Path, load_from: Callable[..., TextEncoder]
+    tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     prompts = {"query": "search the river: ", "all": "embed the words: "}
     folder = build_checkpoint(tmp_path, "bert", prompts=prompts, default_prompt_name="all")
@@ -117,7 +117,7 @@ def test_the_default_prompt_is_used_when_nothing_is_said(
 
 
 def test_padding_on_request_gives_the_same_vectors(
-    minilm: TextEncoder, minilm_folder: Path, load_from: Callable[..., TextEncoder]
+    minilm: TransformerEncoder, minilm_folder: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     padded = load_from(minilm_folder, pad_passes=True)
     assert not padded.info.is_packed
@@ -125,7 +125,7 @@ def test_padding_on_request_gives_the_same_vectors(
 
 
 def test_half_precision_stays_close_to_single(
-    minilm: TextEncoder, minilm_folder: Path, load_from: Callable[..., TextEncoder]
+    minilm: TransformerEncoder, minilm_folder: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     half = load_from(minilm_folder, dtype="bfloat16")
     rows = embed(half, TEXTS)
@@ -136,7 +136,7 @@ def test_half_precision_stays_close_to_single(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packing_is_refused_where_sequences_would_see_each_other(
-    dtype: str, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TextEncoder]
+    dtype: str, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     """The trial at load is what stands between a leaking architecture and a client's vectors."""
     monkeypatch.setattr("model.packing._segment_attention", whole_row_attention)
@@ -149,7 +149,7 @@ def test_a_leak_is_not_hidden_by_one_dimension_of_huge_values(
     minilm_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    load_from: Callable[..., TextEncoder],
+    load_from: Callable[..., TransformerEncoder],
 ) -> None:
     folder = Path(shutil.copytree(minilm_folder, tmp_path / "outlier"))
     weights = load_file(folder / "model.safetensors")
@@ -176,14 +176,14 @@ def whole_row_attention(query_THd, key_TGd, value_TGd, _segments, rule):
 
 
 def test_an_architecture_that_leaks_through_padding_shares_batches_by_equal_length_only(
-    tmp_path: Path, load_from: Callable[..., TextEncoder]
+    tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     encoder = load_from(build_checkpoint(tmp_path, "mobilebert"))
     assert "only texts of equal length share a batch" in encoder.info.packing_note
 
 
 def test_checkpoints_with_the_transformer_in_a_folder_of_its_own_and_in_shards(
-    tmp_path: Path, load_from: Callable[..., TextEncoder]
+    tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     """How sentence-transformers wrote checkpoints before 2021, with a dropout module, and how large ones come."""
     folder = build_checkpoint(tmp_path, "bert")
@@ -204,7 +204,7 @@ def test_checkpoints_with_the_transformer_in_a_folder_of_its_own_and_in_shards(
 
 
 def test_lower_casing_that_only_the_transformer_module_asks_for(
-    tmp_path: Path, load_from: Callable[..., TextEncoder]
+    tmp_path: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:
     folder = build_checkpoint(tmp_path, "qwen3", pooling="lasttoken")
     config = json.loads((folder / "sentence_bert_config.json").read_text())

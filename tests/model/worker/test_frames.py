@@ -147,7 +147,7 @@ def test_a_frame_beyond_the_limits_is_not_packed():
         (
             frames.Run(pass_id=1, lengths=(2, 3), prompt_lengths=(0, 0), dropped_lengths=(0, 0)),
             16,
-            "16 bytes of ids",
+            "body of 16 bytes",
         ),
     ],
 )
