@@ -14,7 +14,6 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from model.errors import InputError, InputTooLongError, TokenIdError
-from model.images.spec import DecodedImage
 from model.prompts import DOCUMENT_NAMES, resolve_prompt
 from model.templates import Filling, TemplateTokenizer
 from model.types import EmbeddingInput, Features, ModelInfo, Truncation
@@ -36,36 +35,18 @@ class Preparer:
             image_tokens = None if info.images is None else info.images.tokens
             self._template = TemplateTokenizer(self._tokenizer, info.template, image_tokens)
 
-    def prepare(
-        self, inputs: Sequence[EmbeddingInput], images: Sequence[Sequence[DecodedImage]] | None = None
-    ) -> list[Features | InputError]:
+    def prepare(self, inputs: Sequence[EmbeddingInput]) -> list[Features | InputError]:
         """Make features, or an error, for each input.
-
-        Args:
-            inputs: What to embed.
-            images: The decoded images of each input, in the order of ``EmbeddingInput.images``. ``None``: no
-                input has any.
 
         Returns:
             One element an input, in order. An ``InputError`` says why that input cannot be embedded;
             its neighbours are not concerned.
         """
-        images = images or [()] * len(inputs)
-        filled = self._with_template if self._template is not None else self._with_prompt
-        with_text = iter(
-            filled(
-                [
-                    (one, its_images)
-                    for one, its_images in zip(inputs, images, strict=True)
-                    if one.token_ids is None
-                ]
-            )
-        )
-        return [next(with_text) if one.token_ids is None else self._with_token_ids(one) for one in inputs]
+        make_features = self._with_prompt if self._template is None else self._with_template
+        others = iter(make_features([one for one in inputs if one.token_ids is None]))
+        return [next(others) if one.token_ids is None else self._with_token_ids(one) for one in inputs]
 
-    def _with_template(
-        self, inputs: Sequence[tuple[EmbeddingInput, Sequence[DecodedImage]]]
-    ) -> list[Features | InputError]:
+    def _with_template(self, inputs: Sequence[EmbeddingInput]) -> list[Features | InputError]:
         """Put texts and images into the model's template."""
         assert self._template is not None
         rows = self._template.rows(
@@ -73,23 +54,23 @@ class Preparer:
                 Filling(
                     instruction=self._instruction(one),
                     text=one.text,
-                    num_image_tokens=[image.num_tokens for image in images],
+                    num_image_tokens=[image.num_tokens for image in one.images],
                 )
-                for one, images in inputs
+                for one in inputs
             ],
-            limits=[self._limit(one) for one, _ in inputs],
-            truncations=[one.truncation for one, _ in inputs],
+            limits=[self._limit(one) for one in inputs],
+            truncations=[one.truncation for one in inputs],
         )
         return [
             row
             if isinstance(row, InputTooLongError)
             else Features(
                 token_ids=np.array(row.token_ids, dtype=np.int32),
-                images=tuple(image.pixels for image in images),
-                num_image_tokens=sum(image.num_tokens for image in images),
+                images=tuple(image.pixels for image in one.images),
+                num_image_tokens=sum(image.num_tokens for image in one.images),
                 num_dropped_tokens=row.num_dropped_tokens,
             )
-            for row, (_, images) in zip(rows, inputs, strict=True)
+            for row, one in zip(rows, inputs, strict=True)
         ]
 
     def _instruction(self, one: EmbeddingInput) -> str:
@@ -98,15 +79,13 @@ class Preparer:
         is_for_it = template.instructs_documents or one.prompt_name not in DOCUMENT_NAMES
         return (one.instruction if is_for_it else None) or template.default_instruction
 
-    def _with_prompt(
-        self, inputs: Sequence[tuple[EmbeddingInput, Sequence[DecodedImage]]]
-    ) -> list[Features | InputError]:
+    def _with_prompt(self, inputs: Sequence[EmbeddingInput]) -> list[Features | InputError]:
         """Put each text behind its prompt."""
         # Special tokens come last, around what truncation leaves: cut afterwards, they would be cut too.
-        texts = [self._prompt(one) + (one.text or "") for one, _ in inputs]
+        texts = [self._prompt(one) + (one.text or "") for one in inputs]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         prepared: list[Features | InputError] = []
-        for (one, _), encoding in zip(inputs, encodings, strict=True):
+        for one, encoding in zip(inputs, encodings, strict=True):
             try:
                 prepared.append(self._text_features(one, encoding))
             except InputError as error:

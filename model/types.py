@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from model.images.spec import ImageSpec
+from model.images.spec import DecodedImage, ImageSpec
 
 
 class Truncation(StrEnum):
@@ -25,8 +25,8 @@ class EmbeddingInput:
     """One thing to embed, after every question about the client's spelling of it has been settled."""
 
     text: str | None = None
-    images: tuple[bytes, ...] = ()
-    """Image files as they were sent, for models that read them. With a text they make one vector together."""
+    images: tuple[DecodedImage, ...] = ()
+    """For models that read them. With a text they make one vector together."""
     token_ids: tuple[int, ...] | None = None
     """Ids of the model's own vocabulary, taken as they are: no prompt, no special tokens added."""
     prompt_name: str | None = None
