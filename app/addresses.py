@@ -36,7 +36,8 @@ _INNER_V4 = tuple(
 )
 
 # Everything that was ever given out to hosts of the internet. Outside of it are loopback, IPv4 in IPv6
-# (::127.0.0.1, ::ffff:127.0.0.1), NAT64 (64:ff9b::/96), unique local (fc00::/7), link-local, site-local, multicast.
+# (::127.0.0.1, ::ffff:127.0.0.1), NAT64 (64:ff9b::/96), unique local (fc00::/7), link-local (fe80::/10),
+# site-local (fec0::/10) and multicast (ff00::/8).
 _UNICAST_V6 = IPv6Network("2000::/3")
 _INNER_V6 = tuple(
     map(

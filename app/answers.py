@@ -45,7 +45,7 @@ from batching import (
     ShuttingDownError,
     SubmissionTooLargeError,
 )
-from model import InputTooLongError, NonFiniteRowError, TokenIdError
+from model import DecoderUnavailableError, InputTooLongError, NonFiniteRowError, TokenIdError
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,14 @@ ANSWERS: dict[type[Exception], Answer] = {
         reason="unavailable",
         message=_NO_RUNNERS,
         headers=NO_RETRY,
+    ),
+    DecoderUnavailableError: Answer(
+        status=503,
+        type=SERVER,
+        code="image_decoder_unavailable",
+        reason="unavailable",
+        message="Images cannot be decoded at this moment; the cause is in the server's log.",
+        headers={"retry-after": "2"},
     ),
     EngineNotReadyError: Answer(
         status=503, type=SERVER, code="model_loading", reason="unavailable", headers={"retry-after": "5"}

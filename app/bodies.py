@@ -24,6 +24,7 @@ from litestar.typing import FieldDefinition
 from app.errors import ClientGoneError, InvalidRequestError, quoted, shortened
 from app.services import services_of
 from app.settings import LimitSettings
+from app.wire import ConversationRequest, CreateEmbeddingRequest, Part
 
 T = TypeVar("T")
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -48,7 +49,15 @@ class StrictJSON(AbstractDTO[T]):
             InvalidRequestError: It is not JSON, not of the right shape, or of far too many values.
         """
         refuse_floods(value, services_of(cast("Connection", self.asgi_connection)).settings.limits)
-        return decode_body(value, self.model_type)
+        return self.decode(value)
+
+    def decode(self, body: bytes) -> Any:
+        """Decode a body that is no flood.
+
+        Raises:
+            InvalidRequestError: As in ``decode_bytes``.
+        """
+        return decode_body(body, self.model_type)
 
     @classmethod
     def create_for_field_definition(
@@ -76,6 +85,18 @@ class StrictJSON(AbstractDTO[T]):
     def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
         """No nested fields either."""
         return False
+
+
+class EmbeddingJSON(StrictJSON[CreateEmbeddingRequest]):
+    """Decodes a body whose ``input`` may also hold chat messages."""
+
+    def decode(self, body: bytes) -> CreateEmbeddingRequest:
+        """Decode it.
+
+        Raises:
+            InvalidRequestError: As in ``decode_bytes``.
+        """
+        return decode_embedding_request(body)
 
 
 class GatewayRequest(Request[Any, Any, Any]):
@@ -149,6 +170,38 @@ def decode_body(body: bytes, model_type: type[T]) -> T:
         raise InvalidRequestError("The request body is nested too deeply.") from None
 
 
+def decode_embedding_request(body: bytes) -> CreateEmbeddingRequest:
+    """Decode the body of an embedding request, by its second type where the first does not fit.
+
+    Raises:
+        InvalidRequestError: With the path of what is wrong in it as ``param``.
+    """
+    try:
+        return decode_body(body, CreateEmbeddingRequest)
+    except InvalidRequestError:
+        if not _has_messages_as_input(body):
+            raise
+    return decode_body(body, ConversationRequest)
+
+
+class _HasRole(msgspec.Struct):
+    role: msgspec.Raw
+
+
+class _MessagesAsInput(msgspec.Struct):
+    """A body whose ``input`` is a list of objects that all have a role, or of lists of them."""
+
+    input: list[_HasRole | list[_HasRole]]
+
+
+def _has_messages_as_input(body: bytes) -> bool:
+    try:
+        _decoder(_MessagesAsInput).decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 @functools.cache
 def _decoder(model_type: type[T]) -> msgspec.json.Decoder[T]:
     return msgspec.json.Decoder(model_type)
@@ -169,7 +222,7 @@ def ignored_params(body: bytes, model_type: type[msgspec.Struct]) -> tuple[str, 
 
 def ignored_params_header(names: tuple[str, ...]) -> str:
     """The names as one header value: harmless characters only, and a bounded number of bounded names."""
-    shown = [re.sub(r"[^A-Za-z0-9_.-]", "?", name[:64]) for name in names[:MAX_NAMED_PARAMS]]
+    shown = [re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:64]) for name in names[:MAX_NAMED_PARAMS]]
     hidden = len(names) - len(shown)
     return ", ".join(shown) + (f", and {hidden} more" if hidden else "")
 
@@ -184,7 +237,10 @@ _PART_HINT = (
     "A list of content parts stands for one input only inside an item, as one vector for all of them: "
     '"input": [{"content": [...]}]. For one vector each, send every part as an item of its own.'
 )
-_MESSAGES_HINT = "Chat messages are not inputs here; send their text."
+_MESSAGES_HINT = (
+    "Chat messages are an input only in a list where every element is one, as one vector for all of them; or "
+    "send 'messages'."
+)
 HINTS = {
     "type": _PART_HINT,
     "image_url": _PART_HINT,
@@ -234,8 +290,7 @@ _NO_MEMBER = re.compile(r"^Invalid (?:enum )?value (?P<given>'.*')$", re.DOTALL)
 def _allowed_values(model_type: type[Any], path: str) -> tuple[str, ...]:
     """The words that the field at ``path`` may hold."""
     if path.endswith(".type"):
-        # Of a content part. Others are known, in order to be refused by name.
-        return ("text",)
+        return tuple(str(part.__struct_config__.tag) for part in get_args(Part))
     hint = get_type_hints(model_type)[path]
     return tuple(word for arm in get_args(hint) if get_origin(arm) is Literal for word in get_args(arm))
 

@@ -40,7 +40,10 @@ ModelArgument = Annotated[
         # Brackets keep it apart from --model, under which name it is one of the settings.
         name="[MODEL]",
         show_env_var=False,
-        help="minilm (the embedded default), a local folder, a Hugging Face id, or modelscope:ID.",
+        help=(
+            "minilm (the embedded default), tiny-gme (random weights, to try images with), a local folder, "
+            "a Hugging Face id, or modelscope:ID."
+        ),
     ),
 ]
 ConfigOption = Annotated[
@@ -253,7 +256,7 @@ def pull(
     from app.logs import configure_logging
 
     configure_logging(settings.server.log_level, settings.server.log_format)
-    path = _pull_cl100k() if settings.model.model == CL100K else _pull_model(settings)
+    path = _pull_cl100k() if settings.model.model.lower() == CL100K else _pull_model(settings)
     sys.stdout.write(f"{path}\n")
     return OK
 

@@ -5,6 +5,7 @@ while a stage goes on.
 """
 
 import logging
+import os
 import re
 import sys
 import time
@@ -15,12 +16,18 @@ from typing import Protocol
 
 from app.logs import fields
 from app.settings import LimitSettings, ServerSettings
-from model import ModelInfo
+from model import ImageInputs, ModelInfo
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
 _PERCENT = re.compile(r"\s*(\d{1,3})%$")
+_YELLOW, _PLAIN = "\x1b[33m", "\x1b[0m"
+RED_SQUARE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAFElEQVR42mO8IyfHAANMDEgANwcA"
+    "OHIBID2Vy4IAAAAASUVORK5CYII="
+)
+"""An image of 77 bytes, short enough to be pasted into a shell."""
 
 
 class StageReporter(Protocol):
@@ -128,16 +135,20 @@ class Serving:
 def announce(serving: Serving) -> None:
     """Tell that the model is ready: the banner to a terminal, one line to a log."""
     if sys.stdout.isatty():
-        sys.stdout.write(banner(serving) + "\n")
+        # https://no-color.org: set to anything but nothing, it asks for text alone.
+        sys.stdout.write(banner(serving, in_colour=not os.environ.get("NO_COLOR")) + "\n")
         sys.stdout.flush()
         return
     info, limits = serving.info, serving.limits
+    if info.note is not None:
+        logger.warning("%s: %s", serving.name, info.note, extra=fields(model=serving.name, note=info.note))
     logger.info(
-        "ready after %.1f s: %s on %s/v1, %d dimensions, %d tokens an input; %s",
+        "ready after %.1f s: %s on %s/v1, %d dimensions, %s, %d tokens an input; %s",
         serving.ready_after_s,
         serving.name,
         serving.url,
         info.dimension,
+        inputs_read(info),
         info.max_tokens,
         request_limits(serving),
         extra=fields(
@@ -145,6 +156,7 @@ def announce(serving: Serving) -> None:
             model=serving.name,
             source=info.source,
             dimension=info.dimension,
+            modalities=info.modalities,
             max_tokens=info.max_tokens,
             device=info.device,
             dtype=info.dtype,
@@ -158,6 +170,11 @@ def announce(serving: Serving) -> None:
     )
 
 
+def inputs_read(info: ModelInfo) -> str:
+    """What an input may hold, for people."""
+    return ", ".join(f"{modality}s" for modality in info.modalities)
+
+
 def request_limits(serving: Serving) -> str:
     """What one request may hold, for people."""
     limits, max_body_bytes = serving.limits, serving.server.max_body_bytes
@@ -167,8 +184,13 @@ def request_limits(serving: Serving) -> str:
     )
 
 
-def banner(serving: Serving) -> str:
-    """Everything needed for a first request, ready to paste."""
+def banner(serving: Serving, *, in_colour: bool = False) -> str:
+    """Everything needed for a first request, ready to paste.
+
+    Args:
+        serving: What is served, and where.
+        in_colour: Show what must not be overlooked in yellow.
+    """
     info, url = serving.info, serving.url
     workers = "1 worker" if serving.num_workers == 1 else f"{serving.num_workers} workers"
     passes = "packed passes" if info.is_packed else f"padded passes ({info.packing_note})"
@@ -176,27 +198,56 @@ def banner(serving: Serving) -> str:
     rows = {
         "address": f"{url}/v1{reach}",
         "model": f"{serving.name}: {info.dimension} dimensions, {info.max_tokens:,} tokens an input",
+        "reads": inputs_read(info) + ("" if info.images is None else f"; {image_tokens(info.images)}"),
         "runs on": f"{info.device} in {info.dtype}, {workers}, {passes}",
         "limits": request_limits(serving),
         "docs": f"{url}/docs",
         "metrics": f"{url}/metrics",
     }
     facts = "\n".join(f"  {name:<9}{value}" for name, value in rows.items())
+    note = "" if info.note is None else f"\n\n  {_in_yellow(info.note) if in_colour else info.note}"
     return f"""
 Laneway {serving.version} is ready after {serving.ready_after_s:.1f} s.
 
-{facts}
+{facts}{note}
 
 Try it:
 
-  curl {url}/v1/embeddings -H 'content-type: application/json' \\
-    -d '{{"model": "{serving.name}", "input": "Hello, world"}}'
-
-or in Python:
-
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="none")
-  client.embeddings.create(model="{serving.name}", input=["Hello, world"])
+{first_requests(serving)}
 
 Ctrl+C stops the server.
 """
+
+
+def image_tokens(images: ImageInputs) -> str:
+    """What an image costs, for people."""
+    spec = images.spec
+    return f"an image is {spec.resizes[-1].min_tokens:,} to {spec.max_tokens:,} tokens"
+
+
+def _in_yellow(text: str) -> str:
+    return f"{_YELLOW}{text}{_PLAIN}"
+
+
+def first_requests(serving: Serving) -> str:
+    """A request for the shell and one for Python; with an image, where the model reads images."""
+    name, url = serving.name, serving.url
+    shell_input, python_input = '"Hello, world"', '["Hello, world"]'
+    if serving.info.images is not None:
+        shell_input = f'[{{"text": "a red square"}}, {{"image": "{RED_SQUARE}"}}]'
+        python_input = '["a red square", {"image": image}]'
+    python = [
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{url}/v1", api_key="none")',
+        f'client.embeddings.create(model="{name}", input={python_input})',
+    ]
+    if serving.info.images is not None:
+        python.insert(2, f'image = "{RED_SQUARE}"')
+    indented = "\n".join(f"  {line}" for line in python)
+    return f"""\
+  curl {url}/v1/embeddings -H 'content-type: application/json' \\
+    -d '{{"model": "{name}", "input": {shell_input}}}'
+
+or in Python:
+
+{indented}"""

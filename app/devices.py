@@ -11,6 +11,9 @@ from pathlib import Path
 
 AUTO = "auto"
 
+LARGE_WEIGHTS_BYTES = 1024**3
+"""From here on a CPU has one worker with all cores, unless the settings say otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -33,6 +36,7 @@ def place_workers(
     device: str,
     dtype: str,
     num_workers: int,
+    weights_bytes: int = 0,
     num_gpus: int | None = None,
     num_cores: int | None = None,
 ) -> Placement:
@@ -40,12 +44,15 @@ def place_workers(
 
     On CPU: one single-threaded worker a core. Behind the gateway two of them give some fifth more documents
     than one worker with two threads (``python -m bench.workers``: MiniLM, float32, two cores), and they never
-    stall at a barrier when something else wants a core. On CUDA: one worker a device.
+    stall at a barrier when something else wants a core. Large models get one worker with a thread a core:
+    each worker may hold weights of its own, and an image of 1,280 tokens is some 15 TFLOP (GME-2B), which a
+    single core works at for a minute. On CUDA: one worker a device.
 
     Args:
         device: As in the settings; ``auto`` takes CUDA where there is a GPU.
         dtype: As in the settings.
         num_workers: As in the settings; 0 decides by the device.
+        weights_bytes: Size of the model's files.
         num_gpus: GPUs that the workers will see. Default: those that are here.
         num_cores: Cores that the workers may use. Default: those that this process may use.
     """
@@ -55,7 +62,7 @@ def place_workers(
     if kind.startswith("cuda"):
         devices = _cuda_devices(kind, num_workers, num_gpus)
         return Placement(devices=devices, dtype=dtype, threads_per_worker=1)
-    num_cpu_workers = num_workers or num_cores
+    num_cpu_workers = num_workers or (1 if weights_bytes > LARGE_WEIGHTS_BYTES else num_cores)
     return Placement(
         devices=(kind,) * num_cpu_workers,
         dtype=dtype,

@@ -9,15 +9,16 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from app.devices import Placement, place_workers
+from app.devices import Placement, place_workers, usable_cores
 from app.logs import logs_as_json
-from app.settings import BatchingSettings, Settings
+from app.settings import BatchingSettings, ImageSettings, Settings
 from app.threads import in_daemon_thread
 from batching import (
     Batcher,
@@ -36,8 +37,11 @@ from batching import (
 from model import (
     Checkpoint,
     CheckpointError,
+    DecodedImage,
     EmbeddingInput,
     Features,
+    ImageInputs,
+    ImageSpec,
     InputError,
     ModelInfo,
     NonFiniteRowError,
@@ -46,7 +50,17 @@ from model import (
     find_checkpoint,
     names_of,
 )
-from model.worker import LoadOptions, OnStage, ProcessWorker, Worker, WorkerStatistics
+from model.images import Alpha, ImageDecoder, ImageLimits, Orientation
+from model.worker import (
+    ImageOptions,
+    LoadOptions,
+    OnStage,
+    ProcessWorker,
+    Quantization,
+    Rope,
+    Worker,
+    WorkerStatistics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +73,8 @@ FAILED = "failed"
 # What preparing an input costs beside its text, in characters: 6 us, where 1,000 characters take 270 us
 # (MiniLM's tokeniser, one core).
 _INPUT_CHARS = 20
+# And what an image's thousand tokens take.
+_IMAGE_CHARS = 200
 # Less than this is prepared on the event loop, which stands still for a quarter of a millisecond at most.
 _INLINE_CHARS = 1_000
 # Longer requests never use the query lane's tokeniser thread, whatever lane they are in.
@@ -70,6 +86,10 @@ _CHUNK_CHARS = 200_000
 
 # Shapes the cost model starts from, in tokens: a short query, and up to a full pass.
 _CALIBRATION_TOKENS = (8, 64, 256, 512)
+
+# And square images, in tokens a side: small ones, because a large model takes a minute for a large image on
+# a CPU.
+_CALIBRATION_IMAGE_SIDES = (4, 12)
 
 _MIN_PASS_TIMEOUT_S = 10.0
 _TIMEOUT_FACTOR = 50
@@ -86,7 +106,13 @@ class Embeddings:
     rows: npt.NDArray[np.float32]
     """``[N, D]``."""
     num_tokens: tuple[int, ...]
-    """Tokens computed for each input."""
+    """Tokens computed for each input, those that stand for images included."""
+    num_image_tokens: tuple[int, ...]
+    """Tokens that stand for images in each input."""
+    num_images: int
+    """Images of all inputs together."""
+    modalities: tuple[str, ...]
+    """What each input held: ``text``, ``image`` or ``text_image``."""
     num_dropped_tokens: tuple[int, ...]
     """Tokens that truncation took from each input; 0 where it was left whole."""
     queue_s: float
@@ -161,6 +187,26 @@ OpenWorker = Callable[[LoadOptions, int], Worker]
 """Makes the worker of one slot; the number is the slot's."""
 
 
+class Decoder(Protocol):
+    """What turns image files into pixels: ``ImageDecoder``, as far as it is known here."""
+
+    async def start(self) -> None:
+        """Start; returns when images can be decoded."""
+        ...
+
+    async def decode(self, data: bytes, *, is_query: bool) -> DecodedImage:
+        """Decode one file; raises ``ImageError``."""
+        ...
+
+    async def close(self) -> None:
+        """End; whoever still waits gets an error."""
+        ...
+
+
+OpenDecoder = Callable[[ImageSpec], Decoder]
+"""Makes the decoder for a model that wants its images so."""
+
+
 @dataclass(slots=True)
 class _Served:
     """What exists once the model is loaded."""
@@ -169,6 +215,8 @@ class _Served:
     preparer: Preparer
     batcher: Batcher
     limits: Limits
+    decoder: Decoder | None
+    """``None``: the model reads no images."""
 
 
 @dataclass(slots=True)
@@ -213,6 +261,7 @@ class Engine:
         settings: Settings,
         *,
         open_worker: OpenWorker,
+        open_decoder: OpenDecoder,
         on_stage: OnStage = _tell_nobody,
         on_pass: Callable[[PassReport], None] = _tell_nobody,
         accept: Callable[[ModelInfo], None] = _tell_nobody,
@@ -223,6 +272,7 @@ class Engine:
         Args:
             settings: The whole configuration.
             open_worker: Makes the worker of a slot.
+            open_decoder: Makes what decodes images, for models that read them.
             on_stage: Told what a start is doing.
             on_pass: Told of every pass that came back.
             accept: Shown the loaded model before it serves; raises ``ModelError`` if it will not do.
@@ -230,6 +280,7 @@ class Engine:
         """
         self._settings = settings
         self._open_worker = open_worker
+        self._open_decoder = open_decoder
         self._on_stage = on_stage
         self._on_pass = on_pass
         self._accept = accept
@@ -260,7 +311,14 @@ class Engine:
                 log_json=logs_as_json(settings.server.log_format),
             )
 
-        return cls(settings, open_worker=open_process, on_stage=on_stage, on_pass=on_pass, accept=accept)
+        return cls(
+            settings,
+            open_worker=open_process,
+            open_decoder=partial(image_decoder, settings.images),
+            on_stage=on_stage,
+            on_pass=on_pass,
+            accept=accept,
+        )
 
     def __repr__(self) -> str:
         return f"<Engine {self._settings.model.model}: {self.state.stage}, {len(self._workers)} workers>"
@@ -355,7 +413,12 @@ class Engine:
             return find_checkpoint(model.model, revision=model.revision, on_stage=tell_stage)
 
         checkpoint = await in_daemon_thread(find, name="find-checkpoint")
-        placement = place_workers(device=model.device, dtype=model.dtype, num_workers=model.workers)
+        placement = place_workers(
+            device=model.device,
+            dtype=model.dtype,
+            num_workers=model.workers,
+            weights_bytes=checkpoint.weights_bytes,
+        )
         self._workers = [
             self._open_worker(self._load_options(checkpoint, placement, device), slot)
             for slot, device in enumerate(placement.devices)
@@ -385,18 +448,33 @@ class Engine:
             on_pass=self._observe_pass,
         )
         preparer = await asyncio.to_thread(Preparer, info)
+        decoder = None
+        if info.images is not None:
+            self._enter("starting the image decoder")
+            decoder = self._open_decoder(info.images.spec)
+            await decoder.start()
         batcher.start()
-        return _Served(info=info, preparer=preparer, batcher=batcher, limits=limits)
+        return _Served(info=info, preparer=preparer, batcher=batcher, limits=limits, decoder=decoder)
 
     def _load_options(self, checkpoint: Checkpoint, placement: Placement, device: str) -> LoadOptions:
+        model, images = self._settings.model, self._settings.images
         return LoadOptions(
             folder=str(checkpoint.folder),
             source=checkpoint.name,
             device=device,
             dtype=placement.dtype,
             num_threads=placement.threads_per_worker,
-            max_tokens=self._settings.model.max_tokens,
-            matryoshka_dimensions=self._settings.model.dimensions,
+            family=model.family,
+            max_tokens=model.max_tokens,
+            matryoshka_dimensions=model.dimensions,
+            rope=Rope(model.rope),
+            images=ImageOptions(
+                min_tokens=images.min_image_tokens,
+                max_tokens=images.max_image_tokens,
+                orientation=Orientation(images.image_orientation),
+                alpha=Alpha(images.image_alpha),
+            ),
+            quantization=None if model.quantize is None else Quantization(model.quantize),
         )
 
     async def _start_workers(self) -> list[ModelInfo]:
@@ -418,6 +496,11 @@ class Engine:
             features = calibration_pass(num_tokens, max_tokens=info.max_tokens)
             result = await self._workers[0].run(features)
             samples.append((Shape(num_tokens=num_tokens), max(result.device_s, 1e-6)))
+        if info.images is not None:
+            for token_side in _CALIBRATION_IMAGE_SIDES:
+                one = calibration_image(token_side, info.images)
+                result = await self._workers[0].run([one])
+                samples.append((shape_of([one]), max(result.device_s, 1e-6)))
         return samples[1:]
 
     def drain(self) -> None:
@@ -433,6 +516,8 @@ class Engine:
         self._enter(DRAINING)
         if self._served is not None:
             await self._served.batcher.stop(drain_s)
+            if self._served.decoder is not None:
+                await self._served.decoder.close()
         self._is_stopped = True
         await self._stop_workers()
         self._pools.shutdown()
@@ -455,6 +540,19 @@ class Engine:
         return self._served
 
     # Work
+
+    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
+        """Decode an image file to the pixels that the model reads.
+
+        Raises:
+            EngineNotReadyError: The model is still loading, or the engine is draining.
+            ImageError: The file is no image, or one that is not served.
+        """
+        decoder = self._require_served().decoder
+        if self._stage != READY:
+            raise EngineNotReadyError(self._stage)
+        assert decoder is not None, "only a model that reads images is sent some"
+        return await decoder.decode(file, is_query=lane is Lane.QUERY)
 
     async def embed(
         self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
@@ -481,13 +579,19 @@ class Engine:
         started_s = self._clock()
         features = await self._prepare(served.preparer, inputs, lane)
         outcome = await served.batcher.submit(
-            [WorkItem(payload=one, num_tokens=one.num_tokens) for one in features],
+            [
+                WorkItem(payload=one, num_tokens=one.num_tokens, num_image_tokens=one.num_image_tokens)
+                for one in features
+            ],
             lane=lane,
             timeout_s=None if timeout_s is None else timeout_s - (self._clock() - started_s),
         )
         return Embeddings(
             rows=np.stack([_as_row(result) for result in outcome.results]),
             num_tokens=tuple(one.num_tokens for one in features),
+            num_image_tokens=tuple(one.num_image_tokens for one in features),
+            num_images=sum(len(one.images) for one in features),
+            modalities=tuple(map(modality_of, inputs)),
             num_dropped_tokens=tuple(one.num_dropped_tokens for one in features),
             queue_s=outcome.queue_s,
             compute_s=outcome.device_s,
@@ -525,7 +629,15 @@ class Engine:
 
 def preparation_chars(one: EmbeddingInput) -> int:
     """What it takes to prepare an input, in characters; checking an id takes less than reading one."""
-    return _INPUT_CHARS + len(one.text or "") + len(one.instruction or "") + len(one.token_ids or ())
+    num_chars = len(one.text or "") + len(one.instruction or "") + len(one.token_ids or ())
+    return _INPUT_CHARS + num_chars + _IMAGE_CHARS * len(one.images)
+
+
+def modality_of(one: EmbeddingInput) -> str:
+    """What an input holds: ``text``, ``image`` or ``text_image``."""
+    if not one.images:
+        return "text"
+    return "text_image" if one.text else "image"
 
 
 def cut_chunks(sizes: Sequence[int]) -> Iterator[range]:
@@ -547,6 +659,19 @@ def cut_chunks(sizes: Sequence[int]) -> Iterator[range]:
         yield range(start, len(sizes))
 
 
+def image_decoder(settings: ImageSettings, spec: ImageSpec) -> ImageDecoder:
+    """The decode processes for a model that wants its images so."""
+    return ImageDecoder(
+        spec,
+        ImageLimits(max_pixels=settings.max_image_pixels, decode_timeout_s=settings.decode_timeout_s),
+        Orientation(settings.image_orientation),
+        Alpha(settings.image_alpha),
+        # One for queries, and one for everything else for each two cores: decoding leaves the other to the
+        # model, or to the gateway.
+        num_processes=settings.decode_workers or 1 + max(1, usable_cores() // 2),
+    )
+
+
 class WorkerRunner:
     """A worker as the batcher knows it: payloads are features, results are rows or errors."""
 
@@ -561,7 +686,7 @@ class WorkerRunner:
     async def run(self, payloads: Sequence[object]) -> RunResult:
         """Run one pass; a row that is not finite is that entry's error."""
         features = [_as_features(payload) for payload in payloads]
-        predicted_s = self._cost.predict_s(Shape(num_tokens=sum(one.num_tokens for one in features)))
+        predicted_s = self._cost.predict_s(shape_of(features))
         try:
             result = await self._worker.run(features, timeout_s=pass_timeout_s(predicted_s))
         except WorkerDiedError as error:
@@ -617,6 +742,24 @@ def calibration_pass(num_tokens: int, *, max_tokens: int) -> list[Features]:
     longest = min(128, max_tokens)
     lengths = [longest] * (num_tokens // longest) + ([num_tokens % longest] if num_tokens % longest else [])
     return [Features(token_ids=np.ones(length, dtype=np.int32)) for length in lengths]
+
+
+def calibration_image(token_side: int, images: ImageInputs) -> Features:
+    """An input that is nothing but one grey image of so many tokens a side."""
+    num_tokens = token_side**2
+    side = token_side * images.spec.token_side
+    tokens = images.tokens
+    token_ids = np.array([*tokens.start, *[tokens.pad] * num_tokens, *tokens.end], dtype=np.int32)
+    pixels = np.full((side, side, 3), 128, dtype=np.uint8)
+    return Features(token_ids=token_ids, images=(pixels,), num_image_tokens=num_tokens)
+
+
+def shape_of(features: Sequence[Features]) -> Shape:
+    """What the duration of a pass with these inputs depends on."""
+    return Shape(
+        num_tokens=sum(one.num_tokens for one in features),
+        num_image_tokens=sum(one.num_image_tokens for one in features),
+    )
 
 
 def _accepted(prepared: Sequence[Features | InputError], *, first_index: int) -> list[Features]:

@@ -17,7 +17,7 @@ from app.console import Serving, announce, reporting
 from app.docs import docs_pages
 from app.engine import Engine
 from app.lifecycle import serve_until_stopped
-from app.logs import configure_logging
+from app.logs import configure_logging, logs_as_json
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import ObservedApp
@@ -73,7 +73,11 @@ def launch(
 
         def tell_failure(line: str) -> None:
             on_stage.close()
-            complain(line)
+            # What reads a log of JSON lines stumbles over any other.
+            if logs_as_json(settings.server.log_format):
+                logger.error("%s", line)
+            else:
+                complain(line)
 
         return runner.run(
             serve_until_stopped(
@@ -97,6 +101,11 @@ def check_settings(settings: ModelSettings, info: ModelInfo) -> None:
     check_default_input_type(settings.default_input_type, info)
     if settings.cl100k_path is not None and not Path(settings.cl100k_path).is_file():
         raise CheckpointError(f"cl100k_path: there is no file {settings.cl100k_path}")
+    if info.images is not None and info.images.spec.max_tokens >= info.max_tokens:
+        raise CheckpointError(
+            f"an image may become {info.images.spec.max_tokens:,} tokens, but an input is read up to "
+            f"{info.max_tokens:,}, its prompt included; raise max_tokens, or lower max_image_tokens"
+        )
 
 
 def is_public(sock: socket.socket) -> bool:

@@ -18,8 +18,11 @@ from app.answers import answer_exception, refuse_unknown_schema_file
 from app.bodies import GatewayRequest
 from app.budget import LARGEST_BODIES, BodyBudget
 from app.engine import Engine
+from app.fetch import Fetcher
+from app.images import ImageLoader
+from app.media import ImageIntake
 from app.metrics import Metrics
-from app.routes import embeddings, models, operations, original
+from app.routes import cohere, embeddings, models, operations, original, voyage
 from app.services import Services
 from app.settings import Settings
 from app.tokens import Cl100kVocabulary
@@ -48,11 +51,13 @@ def create_app(
     """
     metrics = metrics or Metrics()
     metrics.watch(engine)
+    fetcher = Fetcher(settings.media)
     services = Services(
         engine=engine,
         settings=settings,
         metrics=metrics,
         cl100k=Cl100kVocabulary(settings.model.cl100k_path),
+        intake=ImageIntake(ImageLoader(fetcher, settings.media), engine, settings.media),
         created_s=int(time.time()),
     )
     budget = BodyBudget(LARGEST_BODIES * settings.server.max_body_bytes)
@@ -64,8 +69,11 @@ def create_app(
             original.status,
             original.stats,
             original.embed_texts,
-            original.similarity,
             original.embed_images,
+            original.embed_fused,
+            original.similarity,
+            cohere.embed,
+            voyage.embed_multimodal,
             operations.live,
             operations.ready,
             operations.metrics,
@@ -77,6 +85,7 @@ def create_app(
         request_max_body_size=settings.server.max_body_bytes,
         exception_handlers={Exception: answer_exception},
         lifespan=list(lifespan),
+        on_shutdown=[fetcher.close],
         openapi_config=OpenAPIConfig(
             title="Laneway",
             version=version,

@@ -5,6 +5,7 @@ from what a client wrote; gauges are read from the engine's statistics at scrape
 from what they describe.
 """
 
+import collections
 from collections.abc import Iterable, Iterator
 from typing import TypeVar, cast
 
@@ -142,8 +143,13 @@ class Metrics:
         """Count what one request was given."""
         model = self._model
         num_truncated = sum(dropped > 0 for dropped in embeddings.num_dropped_tokens)
-        self._child(self.items, model, "text", lane).inc(len(embeddings.num_tokens))
-        self._child(self.tokens, model, "text", lane).inc(sum(embeddings.num_tokens))
+        for modality, count in collections.Counter(embeddings.modalities).items():
+            self._child(self.items, model, modality, lane).inc(count)
+        num_image_tokens = sum(embeddings.num_image_tokens)
+        num_text_tokens = sum(embeddings.num_tokens) - num_image_tokens
+        self._child(self.tokens, model, "text", lane).inc(num_text_tokens)
+        if num_image_tokens:
+            self._child(self.tokens, model, "image", lane).inc(num_image_tokens)
         self._child(self.request_items, model).observe(len(embeddings.num_tokens))
         self._child(self.truncated_inputs, model).inc(num_truncated)
         self._child(self.stage_duration, model, "queue").observe(embeddings.queue_s)

@@ -7,6 +7,7 @@ from litestar.connection import ASGIConnection
 
 from app.engine import Engine
 from app.inputs import known_names
+from app.media import ImageIntake
 from app.metrics import Metrics
 from app.settings import Settings
 from app.tokens import Cl100kVocabulary
@@ -22,6 +23,8 @@ class Services:
     settings: Settings
     metrics: Metrics
     cl100k: Cl100kVocabulary
+    intake: ImageIntake
+    """Loads and decodes the images of requests."""
     created_s: int
     """Unix time of the start; ``created`` in the model list."""
 

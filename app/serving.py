@@ -16,6 +16,7 @@ from app.bodies import ignored_params, ignored_params_header
 from app.engine import Embeddings, InputRefusedError
 from app.errors import ClientGoneError, InputFailedError
 from app.inputs import EmbeddingRequest
+from app.media import embed_with_images
 from app.services import Services
 from batching import EntryFailedError, Lane
 
@@ -30,7 +31,7 @@ async def embed(request: Request[Any, Any, Any], services: Services, wanted: Emb
         InputFailedError: One input was refused or failed; the error carries the client's name for it.
     """
     engine, metrics = services.engine, services.metrics
-    work = engine.embed(wanted.inputs, lane=wanted.lane, timeout_s=wanted.timeout_s)
+    work = embed_with_images(engine, services.intake, wanted)
     try:
         with metrics.requests_in_flight.track_inprogress():
             embeddings = await while_connected(request.receive, work)

@@ -116,6 +116,38 @@ class MediaUrls(StrEnum):
     """Nowhere: images come with the request."""
 
 
+class Rope(StrEnum):
+    """How positions are numbered, in models that could number them either way."""
+
+    SEQUENTIAL = "sequential"
+    """Token after token, as GME's authors compute."""
+    MROPE = "mrope"
+    """Images by row and column, as ms-swift trains and vLLM computes."""
+
+
+class Quantize(StrEnum):
+    """What weights are stored in."""
+
+    INT8 = "int8"
+
+
+class ImageOrientation(StrEnum):
+    """Which way up an image is taken."""
+
+    EXIF = "exif"
+    """As its EXIF tag says."""
+    STORED = "stored"
+    """As its pixels are stored."""
+
+
+class ImageAlpha(StrEnum):
+    """What stands behind transparent pixels."""
+
+    WHITE = "white"
+    DROP = "drop"
+    """The colours that are stored under the transparency."""
+
+
 class LogLevel(StrEnum):
     """The least important lines that are still written."""
 
@@ -163,7 +195,7 @@ class ModelSettings:
     """Which model is served, and how."""
 
     model: Annotated[str, _SOME_TEXT] = "minilm"
-    """``minilm`` (the embedded default), a local folder, a Hugging Face id, or ``modelscope:ID``."""
+    """``minilm`` (embedded), ``tiny-gme`` (random), a folder, a Hugging Face id or ``modelscope:ID``."""
     served_name: Annotated[str | None, _SOME_TEXT] = None
     """Name clients use. Default: the model's own."""
     revision: Annotated[str | None, _SOME_TEXT] = None
@@ -174,10 +206,16 @@ class ModelSettings:
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``, ..."""
     dtype: Annotated[Dtype, _choice("dtype")] = Dtype.AUTO
     """``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on CPU, else float16 where that is safe."""
+    quantize: Annotated[Quantize | None, _choice("quantize")] = None
+    """``int8``: linear layers of the text part in 8 bits, for less memory. Vectors differ a little."""
+    family: Annotated[str | None, _SOME_TEXT] = None
+    """Reads the checkpoint as one of this family, such as ``gme``. Default: the family that recognises it."""
+    rope: Annotated[Rope, _choice("rope")] = Rope.SEQUENTIAL
+    """Positions of image tokens: ``sequential``, as GME's authors, or ``mrope``, as ms-swift and vLLM."""
     workers: Annotated[int, _between(0, 1_024)] = 0
-    """Worker processes. 0: one for each core on CPU, one on CUDA."""
+    """Worker processes. 0: on CUDA one a GPU; on CPU one a core, or one in all for weights over 1 GiB."""
     max_tokens: Annotated[int | None, _at_least(1)] = None
-    """Lowers the number of tokens read of an input. Default: the model's own limit."""
+    """Tokens read of an input. Default: the model's limit. It can be lowered; GME's 1,800 raised, too."""
     dimensions: Annotated[
         tuple[int, ...], _at_least(1), Parameter(negative_iterable=(), show_default=False)
     ] = ()
@@ -241,21 +279,49 @@ class MediaSettings:
     """Images: where they may come from, and how much of them is read."""
 
     media_urls: Annotated[MediaUrls, _choice("media-urls")] = MediaUrls.PUBLIC
-    """Image URLs: any ``public`` address, the hosts of an ``allowlist``, or ``off``. Inner addresses never."""
+    """Image URLs: of any ``public`` address, of an ``allowlist``, or ``off``. Never of an inner address."""
     media_hosts: Annotated[tuple[str, ...], _hosts()] = ()
-    """The allowlist: ``images.example.org``, with a port of its own as ``name:8443``, or all below ``.example.org``."""
+    """The allowlist: ``cdn.example.org``, ``cdn.example.org:8443``, or ``.example.org`` for all below it."""
     max_images: Annotated[int, _at_least(1)] = 96
     """Images in one request."""
     max_image_bytes: Annotated[int, _at_least(1)] = 20 * 1024 * 1024
     """Largest image that is read, as a file."""
     max_request_image_bytes: Annotated[int, _at_least(1)] = 64 * 1024 * 1024
     """All images of one request together, as files."""
+    max_held_image_bytes: Annotated[int, _at_least(1)] = 1024 * 1024 * 1024
+    """Files and pixels of all requests together; what finds no room waits. Queries may have a quarter more."""
     fetch_timeout_s: Annotated[float, _duration_s()] = 10.0
     """An image must have arrived by then, redirects included."""
     max_fetches: Annotated[int, _at_least(1)] = 32
     """Images that are fetched at once; others wait."""
     max_fetches_per_host: Annotated[int, _at_least(1)] = 4
     """Of these, from one host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """How images become what the model reads. The first four change vectors, and so the fingerprint."""
+
+    min_image_tokens: Annotated[int | None, _at_least(1)] = None
+    """Smaller images are scaled up to so many tokens. Default: the model's own bound, 256 for GME."""
+    max_image_tokens: Annotated[int | None, _at_least(1)] = None
+    """Larger images are scaled down to so many tokens. Default: the model's own bound, 1,280 for GME."""
+    image_orientation: Annotated[ImageOrientation, _choice("image-orientation")] = ImageOrientation.EXIF
+    """Photos are turned as their ``exif`` tag says, or taken as ``stored``."""
+    image_alpha: Annotated[ImageAlpha, _choice("image-alpha")] = ImageAlpha.WHITE
+    """Transparent images are laid on ``white``, or ``drop`` their transparency."""
+    max_image_pixels: Annotated[int, _at_least(1)] = 40_000_000
+    """Largest image that is decoded, in pixels."""
+    decode_timeout_s: Annotated[float, _duration_s()] = 10.0
+    """An image that takes longer to decode is refused."""
+    decode_workers: Annotated[int, _between(0, 1_024)] = 0
+    """Processes that decode images, for models that read them. 0: by the number of cores."""
+
+
+def _order_the_bounds(_: object, images: ImageSettings) -> None:
+    least, most = images.min_image_tokens, images.max_image_tokens
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min_image_tokens ({least}) is more than max_image_tokens ({most}).")
 
 
 def _name_hosts_where_they_count(_: object, media: MediaSettings) -> None:
@@ -295,3 +361,6 @@ class Settings:
         MediaSettings,
         Parameter(name="*", group=Group("Media", sort_key=5), validator=_name_hosts_where_they_count),
     ] = field(default_factory=MediaSettings)
+    images: Annotated[
+        ImageSettings, Parameter(name="*", group=Group("Images", sort_key=6), validator=_order_the_bounds)
+    ] = field(default_factory=ImageSettings)

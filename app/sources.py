@@ -26,6 +26,7 @@ from cyclopts.config import Dict, Env
 from app.settings import Settings
 
 ENV_PREFIX = "LANEWAY_"
+_ENVIRONMENT = "the environment"
 _CONFIG_OPTION = "--config"
 _POSITIONAL_MODEL = "[MODEL]"
 _MODEL_OPTION = "--model"
@@ -63,7 +64,8 @@ class Sources:
             self._take_positional_model,
             self._refuse_unknown_variables,
             # One flat name everywhere: the commands are no part of it.
-            Env(ENV_PREFIX, source="the environment", command=False),
+            Env(ENV_PREFIX, source=_ENVIRONMENT, command=False),
+            self._forget_empty_variables,
             self._read_config_file,
             self._remember_origins,
         ]
@@ -104,6 +106,15 @@ class Sources:
                 raise SettingsError(
                     f'Unknown environment variable "{variable}".{_did_you_mean(variable, known)}'
                 )
+
+    def _forget_empty_variables(
+        self, _app: App, _commands: tuple[str, ...], arguments: ArgumentCollection
+    ) -> None:
+        """A variable that is set to nothing is not set: compose files and unit files cannot leave one out."""
+        for argument in arguments:
+            argument.tokens = [
+                token for token in argument.tokens if token.source != _ENVIRONMENT or token.value
+            ]
 
     def _read_config_file(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         config = _find(arguments, _CONFIG_OPTION)
@@ -173,7 +184,7 @@ def _keys(arguments: ArgumentCollection) -> set[str]:
 
 
 def _origin(token: Token) -> str:
-    if token.source in ("cli", "the environment"):
+    if token.source in ("cli", _ENVIRONMENT):
         return token.keyword or "command line"
     return token.source
 

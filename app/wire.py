@@ -20,7 +20,7 @@ _NUMBERS = {"type": "array", "items": {"type": "number", "format": "float"}}
 _BASE64 = {"type": "string", "description": "Little-endian float32 values in base64."}
 
 
-# Items of `input` ------------------------------------------------------------------------------------------
+# What is to be embedded ------------------------------------------------------------------------------------
 
 
 class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
@@ -68,16 +68,52 @@ class Item(Struct, forbid_unknown_fields=True, frozen=True):
 
     content: Annotated[
         str | list[Part] | None,
-        Meta(description="A text, or content parts that are joined to one text. Either this or `text`."),
+        Meta(
+            description="A string, read like one in `input`, or content parts. Parts make one vector "
+            "together: image first, then their texts, a line each, in whatever order they are sent."
+        ),
+        _shown_as(
+            examples=[
+                [
+                    {"type": "text", "text": "A red bicycle."},
+                    {"type": "image_url", "image_url": {"url": "https://example.org/bicycle.jpg"}},
+                ]
+            ]
+        ),
     ] = None
-    text: Annotated[str | None, Meta(description="The text. Either this or `content`.")] = None
-    image: Annotated[str | None, Meta(description="Not supported: answered with 400.")] = None
+    text: Annotated[
+        str | None, Meta(description="A text, whatever it looks like. In place of `content`.")
+    ] = None
+    image: Annotated[
+        str | None,
+        Meta(
+            description="An image: an http or https URL, a data URI, or base64. In place of `content`; with "
+            "`text` beside it both make one vector, image first. Models that read text only answer 400."
+        ),
+        _shown_as(examples=["https://example.org/bicycle.jpg"]),
+    ] = None
     instruction: Annotated[
         str | None, Meta(description="As in the request, for this item alone; it goes before the request's.")
     ] = None
     input_type: Annotated[
         str | None, Meta(description="As in the request, for this item alone; it goes before the request's.")
     ] = None
+
+
+class Message(Struct, forbid_unknown_fields=True, frozen=True):
+    """One turn of a conversation, as in OpenAI's chat messages."""
+
+    role: Annotated[
+        str,
+        Meta(
+            description="`user`: what is embedded, once in a conversation. `system` or `developer`: the "
+            "instruction, before it. `assistant`: only at the end, without text, as vLLM's clients send it."
+        ),
+    ]
+    content: Annotated[
+        str | list[Part],
+        Meta(description="A string or content parts, as in an item. An instruction is text only."),
+    ]
 
 
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -87,6 +123,8 @@ Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 # a token array is `list[int]`, a fused input is `list[Part]`.
 Element = str | Integer | Item | list[Integer | Part]
 Input = str | Item | list[Element]
+Messages = list[Message | list[Message]]
+"""One conversation, or several."""
 
 
 # Requests --------------------------------------------------------------------------------------------------
@@ -95,9 +133,8 @@ Input = str | Item | list[Element]
 class CreateEmbeddingRequest(Struct, frozen=True):
     """The body of ``POST /v1/embeddings``: OpenAI's five fields, and extensions of other servers."""
 
-    required_params: ClassVar[tuple[str, ...]] = ("model", "input")
-    """What the OpenAPI document calls required. For msgspec ``input`` is optional: with ``messages`` in its
-    place, they are what the answer is about."""
+    required_params: ClassVar[tuple[str, ...]] = ("model",)
+    """What the OpenAPI document calls required. Of ``input`` and ``messages``, one is."""
 
     model: Annotated[
         str,
@@ -111,9 +148,20 @@ class CreateEmbeddingRequest(Struct, frozen=True):
         Input | msgspec.UnsetType,
         Meta(
             description="What to embed: a text, a list of texts, a token array, a list of token arrays, or "
-            "items with settings of their own. Each text, token array or item gives one vector."
+            "items with settings of their own; a list may mix them. Each text, token array or item gives one "
+            "vector, and so does a list of content parts inside the list. For models that read images, a "
+            "string that is an image's data URI as a whole is that image, unless `modality` says `text`. "
+            "Chat messages may stand here, too, as in `messages`."
         ),
-        _shown_as(examples=[["Where does the river end?", "The river ends in a lake north of the town."]]),
+        _shown_as(
+            examples=[
+                ["Where does the river end?", "The river ends in a lake north of the town."],
+                [
+                    {"text": "A red bicycle.", "image": "https://example.org/bicycle.jpg"},
+                    {"image": "data:image/png;base64,iVBORw0KGgo="},
+                ],
+            ]
+        ),
     ] = msgspec.UNSET
     encoding_format: Annotated[
         Literal["float", "base64"] | None,
@@ -143,14 +191,23 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     ] = None
     instruction: Annotated[
         str | None,
-        Meta(description="An instruction for every input, in place of the model's prompt. Empty: no prompt."),
+        Meta(
+            description="An instruction for every input, in place of the model's prompt. Empty: no prompt. "
+            "Models that were trained with instructions on queries only do not read it for documents; then "
+            "it is named in the header `x-ignored-params`."
+        ),
+        _shown_as(examples=["Find an image that matches the given text."]),
     ] = None
     modality: Annotated[
         str | list[str] | None,
         Meta(
-            description="How strings are to be read, one word for all or one for each input. Only `text` is "
-            "served; it also keeps a text that looks like an image's data URI a text."
+            description="How strings are to be read, one word for all or one for each input. `text`: as "
+            "texts, also those that look like an image's data URI. `image`: as images, each a URL, a data "
+            "URI or base64. `text_image`: as a text and, at its end, an image's data URI (NVIDIA NIM); both "
+            "make one vector. Default: a whole data URI is an image, everything else a text, URLs included. "
+            "Models that read text only take `text` only."
         ),
+        _shown_as(examples=["image"]),
     ] = None
     priority: Annotated[
         Integer | str | None,
@@ -197,39 +254,31 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     output_dtype: Annotated[
         str | None, Meta(description="Only `float`; for base64 set `encoding_format`.")
     ] = None
-    # Looked at only to say that it is not served: whatever it holds, the answer is the same.
     messages: Annotated[
-        msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")
+        Messages | msgspec.UnsetType | None,
+        Meta(
+            description="In place of `input`: a conversation, which gives one vector, or a list of "
+            "conversations, which gives one each (vLLM). The content of its one `user` message is what is "
+            "embedded; the text of a `system` message before it is the instruction."
+        ),
+        _shown_as(
+            examples=[
+                [
+                    {"role": "system", "content": "Find an image that matches the given text."},
+                    {"role": "user", "content": [{"type": "text", "text": "A red bicycle."}]},
+                ]
+            ]
+        ),
     ] = msgspec.UNSET
 
 
-Texts = Annotated[list[str] | msgspec.UnsetType, Meta(description="The texts, at least one.")]
-Instruction = Annotated[
-    str | None,
-    Meta(description="An instruction for every text, in place of the model's prompt. Empty: no prompt."),
-]
-Images = Annotated[msgspec.Raw | msgspec.UnsetType, Meta(description="Not supported: answered with 400.")]
+class ConversationRequest(CreateEmbeddingRequest, frozen=True, kw_only=True):
+    """The same body where ``input`` holds chat messages, as vLLM takes them there.
 
+    A type of its own, because messages do not fit into one union with items: neither has a tag.
+    """
 
-class TextsRequest(Struct, frozen=True):
-    """The body of ``POST /embeddings/text``."""
-
-    required_params: ClassVar[tuple[str, ...]] = ("texts",)
-
-    # Optional for msgspec, so that images in their place are what the answer is about.
-    texts: Texts = msgspec.UNSET
-    instruction: Instruction = None
-    images: Images = msgspec.UNSET
-
-
-class SimilarityRequest(Struct, frozen=True):
-    """The body of ``POST /similarity``: every text against every text."""
-
-    required_params: ClassVar[tuple[str, ...]] = ("texts",)
-
-    texts: Texts = msgspec.UNSET
-    instruction: Instruction = None
-    images: Images = msgspec.UNSET
+    input: Messages  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues] - above
 
 
 # Answers ---------------------------------------------------------------------------------------------------
@@ -293,6 +342,28 @@ class Limits(Struct, frozen=True):
     max_body_bytes: int
 
 
+class Images(Struct, frozen=True, kw_only=True):
+    """What the served model reads of images, and what one request may hold of them."""
+
+    max_per_input: int
+    fused: bool
+    """An image and a text in one input make one vector together."""
+    min_tokens: int
+    """What the smallest image costs."""
+    max_tokens: int
+    """What the largest one costs: larger ones are scaled down."""
+    formats: tuple[str, ...]
+    """Of animated ones the first picture is read."""
+    urls: str
+    """Where image URLs may lead: ``public``, ``allowlist`` or ``off``."""
+    max_per_request: int
+    max_bytes: int
+    """Of one file."""
+    max_request_bytes: int
+    """Of all files of one request together."""
+    max_pixels: int
+
+
 class Model(Struct, frozen=True, kw_only=True):
     """A served model: OpenAI's four fields, and what a client may want to know of it."""
 
@@ -318,7 +389,11 @@ class Model(Struct, frozen=True, kw_only=True):
     packing_note: str
     """What the probe at load found; where passes are padded, why."""
     license: str | None
+    note: str | None
+    """What whoever uses the vectors has to know."""
     limits: Limits
+    images: Images | None
+    """``None``: the model reads texts only."""
     capabilities: tuple[str, ...] = ("embeddings",)
 
 

@@ -135,6 +135,7 @@ class Batcher:
                 payload=item.payload,
                 lane=lane,
                 num_tokens=item.num_tokens,
+                num_image_tokens=item.num_image_tokens,
                 arrival_s=now_s,
                 deadline_s=deadline_s,
             )

@@ -2,8 +2,8 @@
 
 A forward pass is predictable: its time depends on its shape, not on what the texts say (Clockwork,
 OSDI 2020, builds a whole server on that). So the model is a line through measured passes, ``fixed +
-per_token * tokens``, and one factor that follows what the device does today: a clock that throttles,
-a neighbour on the same cores.
+per_token * tokens + per_image_token * image_tokens``, and one factor that follows what the device does
+today: a clock that throttles, a neighbour on the same cores.
 """
 
 from collections import deque
@@ -21,12 +21,14 @@ _NUM_RESIDUALS = 256
 class Shape:
     """What of a pass its duration depends on.
 
-    A new term of the model (squared lengths, image patches) is a new field here with a default, and a
-    new coefficient below; nobody else counts.
+    A new term of the model (squared lengths) is a new field here with a default, and a new coefficient
+    below; nobody else counts.
     """
 
     num_tokens: int
     """Tokens of all entries."""
+    num_image_tokens: int = 0
+    """Those of them that stand for images."""
 
 
 class CostModel:
@@ -36,9 +38,12 @@ class CostModel:
     been seen: the first one counts in full, later ones less and less.
     """
 
-    def __init__(self, *, fixed_s: float = 0.004, per_token_s: float = 0.0003) -> None:
+    def __init__(
+        self, *, fixed_s: float = 0.004, per_token_s: float = 0.0003, per_image_token_s: float = 0.0
+    ) -> None:
         self._fixed_s = fixed_s
         self._per_token_s = per_token_s
+        self._per_image_token_s = per_image_token_s
         self._factor = 1.0
         self._num_passes = 0
         self._residuals: deque[float] = deque(maxlen=_NUM_RESIDUALS)
@@ -51,17 +56,26 @@ class CostModel:
 
         Args:
             samples: Shapes and the device seconds they took; two different sizes or more tell the fixed
-                part from the rest, and with one size all of it is put down to the tokens.
+                part from the rest, and with one size all of it is put down to the tokens. What passes with
+                images took beyond that is put down to their image tokens.
 
         Raises:
-            ValueError: There is no sample, or a time is not a positive number.
+            ValueError: There is no sample without images, or a time is not a positive number.
         """
-        if not samples:
-            raise ValueError("a cost model is fitted from at least one sample")
+        texts = [(shape.num_tokens, s) for shape, s in samples if not shape.num_image_tokens]
+        if not texts:
+            raise ValueError("a cost model is fitted from at least one sample without images")
         for shape, device_s in samples:
             if not (isfinite(device_s) and device_s > 0):
                 raise ValueError(f"a pass of {shape.num_tokens} tokens is said to have taken {device_s} s")
-        self._fixed_s, self._per_token_s = _fit_line([(shape.num_tokens, s) for shape, s in samples])
+        self._fixed_s, self._per_token_s = _fit_line(texts)
+        self._per_image_token_s = _fit_slope(
+            [
+                (shape.num_image_tokens, s - self._fixed_s - self._per_token_s * shape.num_tokens, s)
+                for shape, s in samples
+                if shape.num_image_tokens
+            ]
+        )
         self._factor = 1.0
         self._num_passes = len(samples)
         self._residuals.clear()
@@ -69,16 +83,31 @@ class CostModel:
 
     def predict_s(self, shape: Shape) -> float:
         """Device seconds that one pass of this shape will take."""
-        return self._factor * (self._fixed_s + self._per_token_s * shape.num_tokens)
+        return self._factor * (
+            self._fixed_s
+            + self._per_token_s * shape.num_tokens
+            + self._per_image_token_s * shape.num_image_tokens
+        )
 
     def predict_backlog_s(
-        self, *, num_tokens: int, num_entries: int, max_tokens: int, max_entries: int
+        self,
+        *,
+        num_tokens: int,
+        num_image_tokens: int = 0,
+        num_entries: int,
+        max_tokens: int,
+        max_entries: int,
     ) -> float:
         """Device seconds for work of this size, cut into passes of at most so many tokens and entries."""
         num_passes = max(ceil(num_tokens / max_tokens), ceil(num_entries / max_entries))
         if num_passes == 0:
             return 0.0
-        return num_passes * self.predict_s(Shape(num_tokens=ceil(num_tokens / num_passes)))
+        return num_passes * self.predict_s(
+            Shape(
+                num_tokens=ceil(num_tokens / num_passes),
+                num_image_tokens=ceil(num_image_tokens / num_passes),
+            )
+        )
 
     def observe(self, shape: Shape, device_s: float) -> None:
         """Learn from a pass that ran.
@@ -107,8 +136,10 @@ class CostModel:
 
     def __repr__(self) -> str:
         fixed_ms, per_token_us = self._factor * self._fixed_s * 1e3, self._factor * self._per_token_s * 1e6
+        image_us = self._factor * self._per_image_token_s * 1e6
+        image = f" + {image_us:.3g} us an image token" if image_us else ""
         return (
-            f"<CostModel {fixed_ms:.3g} ms + {per_token_us:.3g} us a token, "
+            f"<CostModel {fixed_ms:.3g} ms + {per_token_us:.3g} us a token{image}, "
             f"p99 residual {self.residual():+.0%} over {len(self._residuals)} passes>"
         )
 
@@ -134,3 +165,14 @@ def _fit_line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
         if per_token_s < 0:
             return ws / w, 0.0
     return 0.0, wts / wtt
+
+
+def _fit_slope(points: Sequence[tuple[int, float, float]]) -> float:
+    """Non-negative seconds a unit with the least squared relative error, 0 without points.
+
+    Args:
+        points: Units, the seconds they took, and the seconds that the error is relative to.
+    """
+    squares = sum((units / scale_s) ** 2 for units, _, scale_s in points)
+    products = sum(units * seconds / scale_s**2 for units, seconds, scale_s in points)
+    return max(products / squares, 0.0) if points else 0.0

@@ -33,6 +33,7 @@ class LaneQueue:
         # Membership is what "waiting" means; the deques may hold entries that have left.
         self._waiting: set[Entry] = set()
         self._num_tokens = 0
+        self._num_image_tokens = 0
         self._num_overtakings = 0
 
     def __len__(self) -> int:
@@ -50,6 +51,11 @@ class LaneQueue:
     def num_tokens(self) -> int:
         """Tokens of all waiting entries."""
         return self._num_tokens
+
+    @property
+    def num_image_tokens(self) -> int:
+        """How many of them stand for images."""
+        return self._num_image_tokens
 
     @property
     def num_overtakings(self) -> int:
@@ -123,10 +129,12 @@ class LaneQueue:
     def _count(self, entry: Entry) -> None:
         self._waiting.add(entry)
         self._num_tokens += entry.num_tokens
+        self._num_image_tokens += entry.num_image_tokens
 
     def _uncount(self, entry: Entry) -> None:
         self._waiting.remove(entry)
         self._num_tokens -= entry.num_tokens
+        self._num_image_tokens -= entry.num_image_tokens
 
 
 def _deadline_s(entry: Entry) -> float:

@@ -372,6 +372,7 @@ class Scheduler:
     def _backlog_s(self, lane: Lane) -> float:
         return self._cost.predict_backlog_s(
             num_tokens=self._lanes[lane].num_tokens,
+            num_image_tokens=self._lanes[lane].num_image_tokens,
             num_entries=len(self._lanes[lane]),
             max_tokens=self._limits.max_pass_tokens,
             max_entries=self._limits.max_pass_entries,
@@ -433,4 +434,7 @@ def _best_fit(queue: Iterable[Entry], room_tokens: int, room_entries: int) -> li
 
 
 def _shape_of(entries: Collection[Entry]) -> Shape:
-    return Shape(num_tokens=sum(entry.num_tokens for entry in entries))
+    return Shape(
+        num_tokens=sum(entry.num_tokens for entry in entries),
+        num_image_tokens=sum(entry.num_image_tokens for entry in entries),
+    )

@@ -27,10 +27,14 @@ class WorkItem:
     """What the runner gets; never looked at in this room."""
     num_tokens: int
     """What the input costs in a pass; at least 1."""
+    num_image_tokens: int = 0
+    """How many of the tokens stand for images, which cost more: a vision tower reads them first."""
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
             raise ValueError(f"num_tokens is {self.num_tokens}; an input has at least 1 token")
+        if not 0 <= self.num_image_tokens <= self.num_tokens:
+            raise ValueError(f"{self.num_image_tokens} of {self.num_tokens} tokens are said to be of images")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,6 +61,8 @@ class Entry:
     lane: Lane
     num_tokens: int
     """What the entry costs in a pass."""
+    num_image_tokens: int = 0
+    """How many of the tokens stand for images."""
     arrival_s: float
     """When it was admitted, on the clock of the batcher."""
     deadline_s: float | None = None

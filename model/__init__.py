@@ -7,6 +7,10 @@ What is exported here needs no torch: it is what the gateway process uses. The e
 from model.checkpoint import Checkpoint, find_card, find_checkpoint, names_of
 from model.errors import (
     CheckpointError,
+    DecoderUnavailableError,
+    ImageError,
+    ImageMemoryError,
+    ImageTooLargeError,
     InputError,
     InputTooLongError,
     ModelError,
@@ -18,17 +22,35 @@ from model.errors import (
     WorkerDiedError,
     WorkerError,
 )
+from model.images.spec import DecodedImage, ImageSpec
 from model.prepare import Preparer
 from model.prompts import DOCUMENT_NAMES, QUERY_NAME, resolve_prompt
-from model.types import EmbeddingInput, Features, ModelInfo, PassResult, Truncation
+from model.types import (
+    EmbeddingInput,
+    Features,
+    ImageInputs,
+    ImageTokens,
+    ModelInfo,
+    PassResult,
+    PromptTemplate,
+    Truncation,
+)
 
 __all__ = [
     "DOCUMENT_NAMES",
     "QUERY_NAME",
     "Checkpoint",
     "CheckpointError",
+    "DecodedImage",
+    "DecoderUnavailableError",
     "EmbeddingInput",
     "Features",
+    "ImageError",
+    "ImageInputs",
+    "ImageMemoryError",
+    "ImageSpec",
+    "ImageTokens",
+    "ImageTooLargeError",
     "InputError",
     "InputTooLongError",
     "ModelError",
@@ -39,6 +61,7 @@ __all__ = [
     "PassResult",
     "PassTimeoutError",
     "Preparer",
+    "PromptTemplate",
     "TokenIdError",
     "Truncation",
     "WorkerDiedError",

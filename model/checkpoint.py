@@ -1,4 +1,4 @@
-"""Finds a checkpoint's folder: the embedded default, a local folder, or a download. No torch here.
+"""Finds a checkpoint's folder: one that Laneway brings, a local one, or a download. No torch here.
 
 Laws of this file: whatever goes wrong leaves as a ``CheckpointError`` whose message is one line that says
 what to do; what a model is called follows from what was asked for alone, so that it has its name before it is
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import CheckpointError
+from model.tiny_gme import TINY_GME_NAME, build_tiny_gme
 
 EMBEDDED_NAME = "minilm"
 """What people type to get the embedded default."""
@@ -55,6 +56,11 @@ class Checkpoint:
     aliases: tuple[str, ...] = ()
     """Other names under which the same model is known."""
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of its weights on disk."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -89,7 +95,7 @@ def find_checkpoint(
     """Find the checkpoint, downloading it where it is not on this machine yet.
 
     Args:
-        source: ``minilm``, a local folder, a Hugging Face id, or ``modelscope:ID``.
+        source: ``minilm``, ``tiny-gme``, a local folder, a Hugging Face id, or ``modelscope:ID``.
         revision: Branch, tag or commit, for hub ids.
         on_stage: Told how far a download is, once a percent.
 
@@ -98,6 +104,8 @@ def find_checkpoint(
     """
     if source == EMBEDDED_NAME:
         return _embedded()
+    if source == TINY_GME_NAME:
+        return _found(source, build_tiny_gme())
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _local(source, folder)
@@ -164,7 +172,7 @@ def _from_hugging_face(source: str, revision: str | None, on_stage: OnStage | No
     except HFValidationError as error:
         raise CheckpointError(
             f"{source!r} is neither an existing folder nor a Hugging Face id (owner/name), nor "
-            f"{EMBEDDED_NAME!r}"
+            f"{EMBEDDED_NAME!r} or {TINY_GME_NAME!r}"
         ) from error
     except GatedRepoError as error:
         raise CheckpointError(

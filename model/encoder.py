@@ -8,6 +8,7 @@ Shapes: T tokens of the pass, B sequences, L tokens of the longest of a bucket, 
 
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.families.family import Recipe
 from model.packing import PACKED_ATTENTION, PackingUnsupportedError, packed, position_ids
-from model.pooling import pool
+from model.pooling import Pooling, pool
 from model.types import Features, ModelInfo
 
 MAX_PADDED_SHARE = 0.15
@@ -104,9 +104,7 @@ class Backbone:
             return "the architecture does not call the registered attention function"
         difference = disagreement(together_TD, alone_TD)
         if not difference <= tolerance:
-            return (
-                f"packed differs from single by {difference:.1e} of the spread, more than {tolerance:.0e}"
-            )
+            return f"packed differs from single by {difference:.1e} of the spread, more than {tolerance:.0e}"
         self.is_packed, self.packing_note = True, f"packed equals single to {difference:.0e} of the spread"
         return None
 
@@ -185,36 +183,47 @@ class HiddenStates(Protocol):
         ...
 
 
-class TransformerEncoder:
-    """One loaded model: features in, vectors out. Owns the weights."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """All layers of one model, from token ids to vectors. Holds the weights."""
 
-    def __init__(
-        self, *, backbone: HiddenStates, token_head: nn.Module, head: nn.Module, recipe: Recipe, info: ModelInfo
-    ) -> None:
-        self._backbone = backbone
-        self._token_head = token_head
-        self._head = head
-        self._recipe = recipe
-        self.info = info
+    backbone: HiddenStates
+    token_head: nn.Module
+    """Works on every token's hidden state."""
+    pooling: tuple[Pooling, ...]
+    head: nn.Module
+    """Works on the pooled vectors, and gives single precision where it does anything."""
 
     @torch.inference_mode()
+    def rows(self, features: Sequence[Features]) -> npt.NDArray[np.float32]:
+        """Run one pass: ``[B, D]`` in the order of ``features``."""
+        # Neighbours of equal length share an attention call.
+        order = sorted(range(len(features)), key=lambda index: features[index].num_tokens)
+        ordered = [features[index] for index in order]
+        hidden_TD = self.backbone.hidden_states(ordered)
+        pooled_BD = pool(
+            self.token_head(hidden_TD),
+            [one.num_tokens for one in ordered],
+            [one.num_prompt_tokens for one in ordered],
+            self.pooling,
+        )
+        rows_BD = self.head(pooled_BD).cpu().numpy()
+        in_order_BD = np.empty_like(rows_BD, dtype=np.float32)
+        in_order_BD[order] = rows_BD
+        return in_order_BD
+
+
+class TransformerEncoder:
+    """One loaded model: its layers, and what is known of it."""
+
+    def __init__(self, layers: Layers, info: ModelInfo) -> None:
+        self._layers = layers
+        self.info = info
+
     def encode(self, features: Sequence[Features]) -> npt.NDArray[np.float32]:
         """Run one pass.
 
         Returns:
             ``[B, D]`` in the order of ``features``; of unit length where the checkpoint normalises.
         """
-        # Neighbours of equal length share an attention call.
-        order = sorted(range(len(features)), key=lambda index: features[index].num_tokens)
-        ordered = [features[index] for index in order]
-        hidden_TD = self._backbone.hidden_states(ordered)
-        pooled_BD = pool(
-            self._token_head(hidden_TD),
-            [one.num_tokens for one in ordered],
-            [one.num_prompt_tokens for one in ordered],
-            self._recipe.pooling,
-        )
-        rows_BD = self._head(pooled_BD).cpu().numpy()
-        in_order_BD = np.empty_like(rows_BD, dtype=np.float32)
-        in_order_BD[order] = rows_BD
-        return in_order_BD
+        return self._layers.rows(features)

@@ -4,7 +4,16 @@ ModelError
 ├── CheckpointError          it cannot be found, fetched, or is not what it should be
 ├── InputError               the caller's input
 │   ├── InputTooLongError
-│   └── TokenIdError
+│   ├── TokenIdError
+│   └── ImageError
+│       ├── InvalidImageError    no image, or a broken one
+│       ├── ImageTooLargeError   more pixels than are decoded
+│       ├── ImageSideError       a side is too short or too long
+│       ├── ImageAspectError     too long for how narrow it is
+│       ├── ImageMemoryError     more memory than one decode is given
+│       ├── ImageTimeoutError    more time than one decode is given
+│       └── DecodeFailedError    the process died over it, twice, or we made a mistake
+├── DecoderUnavailableError  no process that decodes images
 └── WorkerError
     ├── WorkerDiedError      the process is gone; the pass may be tried again elsewhere
     ├── PassTimeoutError     no answer in time; the worker was killed
@@ -45,6 +54,90 @@ class TokenIdError(InputError):
         super().__init__(f"token id {token_id} is not in the vocabulary of {vocab_size} ids")
         self.token_id = token_id
         self.vocab_size = vocab_size
+
+
+class ImageError(InputError):
+    """The image cannot be embedded. Its text names numbers, never what a decoding library said."""
+
+
+class InvalidImageError(ImageError):
+    """The file is no image, is broken, or is of a format or pixel type that is not read."""
+
+    def __init__(self, *, fault: str = "") -> None:
+        super().__init__(
+            "the image cannot be read: it has to be a whole, undamaged JPEG, PNG, WebP or GIF file"
+        )
+        self.fault = fault
+        """Type of the exception behind it, for a log."""
+
+
+class ImageTooLargeError(ImageError):
+    """The picture has more pixels than are decoded."""
+
+    def __init__(self, *, max_pixels: int, num_pixels: int | None = None, kind: str = "image") -> None:
+        has = "more" if num_pixels is None else f"{num_pixels:,} pixels, more"
+        super().__init__(f"the {kind} has {has} than the {max_pixels:,} pixels that are allowed")
+        self.max_pixels = max_pixels
+        self.num_pixels = num_pixels
+        """``None`` where the decoder stopped before it told."""
+        self.kind = kind
+        """What the limit holds for, as some kinds of file take more memory for a pixel than others."""
+
+
+class ImageSideError(ImageError):
+    """The picture is too wide, too high, too narrow or too low."""
+
+    def __init__(self, *, width: int, height: int, min_side: int, max_side: int) -> None:
+        super().__init__(
+            f"the image is {width:,} x {height:,} pixels; "
+            f"each side must have at least {min_side:,} and at most {max_side:,}"
+        )
+        self.width = width
+        self.height = height
+        self.min_side = min_side
+        self.max_side = max_side
+
+
+class ImageAspectError(ImageError):
+    """The picture is too long for how narrow it is."""
+
+    def __init__(self, *, width: int, height: int, max_aspect_ratio: float) -> None:
+        super().__init__(
+            f"the image is {width:,} x {height:,} pixels; "
+            f"the long side must be at most {max_aspect_ratio:g} times the short one"
+        )
+        self.width = width
+        self.height = height
+        self.max_aspect_ratio = max_aspect_ratio
+
+
+class ImageMemoryError(ImageError):
+    """The decode wanted more memory than one image is given."""
+
+    def __init__(self, *, memory_bytes: int) -> None:
+        super().__init__(f"decoding the image takes more than {memory_bytes // 1_000_000:,} MB of memory")
+        self.memory_bytes = memory_bytes
+
+
+class ImageTimeoutError(ImageError):
+    """The decode took too long, and its process was killed."""
+
+    def __init__(self, *, timeout_s: float) -> None:
+        super().__init__(f"decoding the image takes more than {timeout_s:g} s")
+        self.timeout_s = timeout_s
+
+
+class DecodeFailedError(ImageError):
+    """The decode went wrong in a way that is not the file's fault, or the file kills what decodes it."""
+
+    def __init__(self, *, num_attempts: int = 1) -> None:
+        attempts = "" if num_attempts == 1 else f" in {num_attempts} attempts"
+        super().__init__(f"the image could not be decoded{attempts}")
+        self.num_attempts = num_attempts
+
+
+class DecoderUnavailableError(ModelError):
+    """No decode process can be had: the decoder is closed, or its processes cannot be started."""
 
 
 class WorkerError(ModelError):

@@ -1,45 +1,32 @@
 """Loads a checkpoint into an encoder, through gates that each stop a way of serving wrong vectors.
 
-The gates: safetensors only and never the checkpoint's code; every weight present, none left over inside the
-modules that compute; a precision the architecture bears; a tokenizer whose ids all have an embedding; the
-packing probe; the output's dimension. What passes them is stamped with a fingerprint.
+The gates: those of the weights (``weights.py``) and of the family; a tokenizer whose ids all have an
+embedding; the packing probe; the output's dimension; room for the largest image. What passes them is stamped
+with a fingerprint.
 """
 
-import hashlib
-import json
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as NormalizerSequence
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
-from transformers.utils import logging as transformers_logging
+from transformers import PretrainedConfig
 
-from model.checkpoint import Card, file_sha256, find_card
-from model.encoder import Backbone, TransformerEncoder, position_padding_idx
-from model.errors import CheckpointError
-from model.families.family import HeadKind, ImageRecipe, Recipe, Template, Towers
+from model.checkpoint import Card, find_card
+from model.encoder import Backbone, Layers, TransformerEncoder, position_padding_idx
+from model.errors import CheckpointError, InputTooLongError
+from model.families.family import HeadKind, Recipe
+from model.fingerprint import fingerprint
+from model.gate import gate
 from model.head import load_head
+from model.images.spec import DecodedImage
 from model.prepack import prepack_linear_layers
+from model.prepare import Preparer
 from model.registry import find_family
-from model.types import Features, ImageInputs, ImageTokens, ModelInfo, PromptTemplate
+from model.tokenizer import image_inputs, load_tokenizer, prompt_template, tokenizer_json
+from model.types import EmbeddingInput, Features, ImageInputs, ModelInfo
 from model.vision import TwoTowerBackbone
+from model.weights import load_config, load_transformer, resolve_dtype
 from model.worker.protocol import LoadOptions, OnStage
-
-# Gemma's activations overflow float16 (EmbeddingGemma's card says bfloat16 or float32), and so do T5's
-# feed-forward layers (transformers keeps them in float32 for that).
-FLOAT16_FORBIDDEN = frozenset({"gemma3_text", "gemma2", "gemma", "t5", "mt5", "umt5"})
-
-# Encoder-decoders of which only the encoder embeds, whether or not their configuration says so.
-_ENCODER_ONLY = frozenset({"t5", "mt5", "umt5", "t5gemma"})
-
-_SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _NO_LIMIT = 1_000_000
 """Tokenizers that know no limit say so by an astronomic one."""
@@ -55,11 +42,12 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TransformerEncoder:
     on_stage("reading the checkpoint")
     family = find_family(folder, source=options.source, name=options.family)
     recipe = family.read(folder, options)
-    config = _load_config(recipe)
-    dtype = _resolve_dtype(options, config)
-    tokenizer = _load_tokenizer(recipe)
-    with _weights_progress(on_stage):
-        transformer = _load_transformer(recipe, config, dtype, options.device)
+    config = load_config(recipe)
+    dtype = resolve_dtype(options, config)
+    tokenizer = load_tokenizer(recipe)
+    template = None if recipe.template is None else prompt_template(recipe.template, tokenizer)
+    images = None if recipe.images is None else image_inputs(recipe.images, tokenizer)
+    transformer = load_transformer(recipe, config, dtype, options, on_stage)
     num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     if options.device == "cpu":
         prepack_linear_layers(transformer, max_bytes=options.max_prepacked_bytes)
@@ -70,37 +58,33 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TransformerEncoder:
             "files of two models are mixed"
         )
     max_tokens = _max_tokens(options, recipe, config, transformer, tokenizer)
+    on_stage("trying packed passes")
+    with gate(f"{options.source}: a trial pass failed"):
+        backbone = _probed_backbone(
+            transformer, recipe, images, tokenizer, max_tokens=max_tokens, may_pack=not options.pad_passes
+        )
+    layers = Layers(
+        backbone=backbone,
+        token_head=load_head([module for module in recipe.head if module.on_tokens], backbone.device),
+        pooling=recipe.pooling,
+        head=load_head([module for module in recipe.head if not module.on_tokens], backbone.device),
+    )
+    on_stage("warming up")
+    with gate(f"{options.source}: a trial pass failed"):
+        dimension = _checked_dimension(layers, recipe, options, vocab_size=vocab_size, max_tokens=max_tokens)
     card = find_card(options.source)
-    images = None if recipe.images is None else _image_inputs(recipe.images, tokenizer, folder)
-    with _gate(f"{options.source}: a trial pass failed"):
-        on_stage("trying packed passes")
-        if recipe.towers is not None:
-            assert recipe.images is not None and images is not None, "a vision tower reads images"
-            backbone = TwoTowerBackbone(
-                transformer, recipe.towers, recipe.images, pad_id=images.tokens.pad
-            )
-            backbone.check_passes(vocab_size=len(tokenizer))
-        else:
-            backbone = Backbone(transformer, pad_id=tokenizer.pad_token_id or 0)
-            backbone.choose_passes(
-                max_tokens=max_tokens,
-                special_ids=tokenizer.all_special_ids,
-                vocab_size=len(tokenizer),
-                may_pack=not options.pad_passes,
-            )
-
-    tokenizer_json = _tokenizer_json(tokenizer, lowercase=recipe.lowercase)
-    device = backbone.device
+    dtype_name = str(dtype).removeprefix("torch.")
+    tokenizer_text = tokenizer_json(tokenizer, lowercase=recipe.lowercase)
     info = ModelInfo(
         source=options.source,
         family=recipe.family,
         architecture=type(transformer).__name__,
-        dimension=0,
+        dimension=dimension,
         max_tokens=max_tokens,
         vocab_size=vocab_size,
         num_parameters=num_parameters,
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
+        dtype=dtype_name,
+        device=str(backbone.device),
         pooling="+".join(recipe.pooling),
         is_normalized=any(module.kind is HeadKind.NORMALIZE for module in recipe.head[-1:]),
         is_packed=backbone.is_packed,
@@ -108,195 +92,43 @@ def load_encoder(options: LoadOptions, on_stage: OnStage) -> TransformerEncoder:
         prompts=recipe.prompts,
         default_prompt_name=recipe.default_prompt_name,
         include_prompt=recipe.include_prompt,
-        matryoshka_dimensions=(),
-        tokenizer_json=tokenizer_json,
-        fingerprint=_fingerprint(recipe, options, tokenizer_json, dtype, max_tokens),
+        matryoshka_dimensions=_matryoshka_dimensions(options, card, dimension),
+        tokenizer_json=tokenizer_text,
+        fingerprint=fingerprint(
+            recipe, options, tokenizer_json=tokenizer_text, dtype=dtype_name, max_tokens=max_tokens
+        ),
         license=card.license,
         note=card.note,
-        template=None if recipe.template is None else _prompt_template(recipe.template, tokenizer, folder),
+        template=template,
         images=images,
     )
-    encoder = TransformerEncoder(
-        backbone=backbone,
-        token_head=load_head([module for module in recipe.head if module.on_tokens], device),
-        head=load_head([module for module in recipe.head if not module.on_tokens], device),
-        recipe=recipe,
-        info=info,
-    )
-    on_stage("warming up")
-    with _gate(f"{options.source}: a trial pass failed"):
-        dimension = _checked_dimension(encoder, recipe, options, max_tokens)
-    encoder.info = replace(
-        info,
-        dimension=dimension,
-        matryoshka_dimensions=_matryoshka_dimensions(options, card, dimension),
-    )
-    return encoder
+    _check_image_fits(info)
+    return TransformerEncoder(layers, info)
 
 
-@contextmanager
-def _gate(what: str) -> Generator[None]:
-    """Whatever a strange checkpoint makes of the block is a refusal in one line, not a crash."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what} ({type(error).__name__}: {_first_line(error)})") from error
-
-
-def _load_config(recipe: Recipe) -> PretrainedConfig:
-    folder = recipe.transformer_folder
+def _probed_backbone(
+    transformer: Any,
+    recipe: Recipe,
+    images: ImageInputs | None,
+    tokenizer: Any,
+    *,
+    max_tokens: int,
+    may_pack: bool,
+) -> Backbone | TwoTowerBackbone:
     if recipe.towers is not None:
-        # Built from the raw file: its own ``auto_map`` would ask for the checkpoint's code.
-        with _gate(f"{folder / 'config.json'} cannot be read"):
-            return getattr(transformers, recipe.towers.config_class)(**recipe.towers.config)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"transformers {transformers.__version__} does not know the architecture in "
-            f"{folder / 'config.json'} "
-            "by itself, and a checkpoint's own code is never run here"
-        ) from error
-
-
-def _resolve_dtype(options: LoadOptions, config: PretrainedConfig) -> torch.dtype:
-    is_half_forbidden = config.model_type in FLOAT16_FORBIDDEN
-    if options.dtype == "auto":
-        if not options.device.startswith("cuda"):
-            return torch.float32
-        return torch.bfloat16 if is_half_forbidden else torch.float16
-    dtype = getattr(torch, options.dtype, None)
-    if dtype not in _SERVED_DTYPES:
-        raise CheckpointError(f"dtype {options.dtype!r} is not one of float32, bfloat16, float16")
-    if dtype is torch.float16 and is_half_forbidden:
-        raise CheckpointError(
-            f"{config.model_type} models overflow in float16; start with --dtype bfloat16 or float32"
-        )
-    return dtype
-
-
-def _load_tokenizer(recipe: Recipe) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.transformer_folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"the tokenizer in {recipe.transformer_folder} cannot be loaded: {_first_line(error)}"
-        ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(
-            f"the tokenizer in {recipe.transformer_folder} has no tokenizer.json and cannot be converted to "
-            "one"
-        )
-    return tokenizer
-
-
-def _load_transformer(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype, device: str) -> Any:
-    folder = recipe.transformer_folder
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} has no weights in safetensors; weights in pickles are never loaded")
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder} holds an adapter; merge it into its model before serving it")
-    if recipe.towers is not None:
-        model_class, key_mapping = getattr(transformers, recipe.towers.model_class), recipe.towers.key_mapping
-    elif config.is_encoder_decoder or config.model_type in _ENCODER_ONLY:
-        model_class, key_mapping = AutoModelForTextEncoding, None
-    else:
-        model_class, key_mapping = AutoModel, None
-    try:
-        transformer, keys = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            key_mapping=key_mapping,
-            output_loading_info=True,
-            # A class by its name runs no code of the checkpoint's anyway, and does not know the word.
-            **({} if recipe.towers is not None else {"trust_remote_code": False}),
-        )
-    except torch.OutOfMemoryError as error:
-        raise CheckpointError(
-            f"{folder} does not fit the memory of {device}; try a smaller --dtype or another --device"
-        ) from error
-    except (ValueError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from error
-    _check_keys(transformer, keys, recipe)
-    try:
-        return transformer.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(
-            f"the model cannot be moved to {device}: {_first_line(error)}; start with --device cpu, "
-            "a smaller --dtype, or a build of torch for this device"
-        ) from error
-
-
-def _check_keys(transformer: Any, keys: Any, recipe: Recipe) -> None:
-    """Every weight that computes must come from the file, and none of the file's may be left out of them."""
-    folder = recipe.transformer_folder
-    missing = sorted(key for key in keys["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of {type(transformer).__name__}, the first is "
-            f"{missing[0]}"
-        )
-    mismatched = sorted(str(key) for key in keys["mismatched_keys"])
-    if mismatched:
-        raise CheckpointError(
-            f"{folder} has weights of another shape than its config.json says, the first is {mismatched[0]}"
-        )
-    left_over = sorted(
-        key for key in keys["unexpected_keys"] if not _is_free_of_use(key, transformer, recipe.towers)
+        assert recipe.images is not None, "a family with a vision tower reads images"
+        assert images is not None, "a recipe for images has their tokens"
+        towers = TwoTowerBackbone(transformer, recipe.towers, recipe.images, pad_id=images.tokens.pad)
+        towers.check_passes(vocab_size=len(tokenizer))
+        return towers
+    backbone = Backbone(transformer, pad_id=tokenizer.pad_token_id or 0)
+    backbone.choose_passes(
+        max_tokens=max_tokens,
+        special_ids=tokenizer.all_special_ids,
+        vocab_size=len(tokenizer),
+        may_pack=may_pack,
     )
-    if left_over:
-        raise CheckpointError(
-            f"{folder} has {len(left_over)} weights that {type(transformer).__name__} has no place for, "
-            f"the first is {left_over[0]}; its vectors would be wrong"
-        )
-
-
-def _is_free_of_use(key: str, transformer: Any, towers: Towers | None) -> bool:
-    """Whether a weight that the class has no place for may be left out."""
-    if towers is not None:
-        return key in towers.ignored_weights
-    own_prefix = f"{transformer.base_model_prefix}."
-    parts = tuple(f"{name}." for name, _ in transformer.named_children() if name != "pooler")
-    computes = key.removeprefix(own_prefix).startswith(parts) or "lora_" in key or "adapter" in key
-    return not computes or key.endswith("position_ids")
-
-
-def _prompt_template(template: Template, tokenizer: Any, folder: Path) -> PromptTemplate:
-    special_ids = tokenizer.get_added_vocab()
-    return PromptTemplate(
-        pieces=tuple(
-            _special_id(piece, special_ids, folder) if piece.startswith("<|") else piece
-            for piece in template.pieces
-        ),
-        default_instruction=template.default_instruction,
-        instructs_documents=template.instructs_documents,
-    )
-
-
-def _image_inputs(recipe: ImageRecipe, tokenizer: Any, folder: Path) -> ImageInputs:
-    special_ids = tokenizer.get_added_vocab()
-    return ImageInputs(
-        spec=recipe.spec,
-        tokens=ImageTokens(
-            start=(_special_id(recipe.start_token, special_ids, folder),),
-            pad=_special_id(recipe.pad_token, special_ids, folder),
-            end=(_special_id(recipe.end_token, special_ids, folder),),
-        ),
-        max_images=recipe.max_images,
-        is_fused_with_text=recipe.is_fused_with_text,
-    )
-
-
-def _special_id(token: str, special_ids: Mapping[str, int], folder: Path) -> int:
-    if token not in special_ids:
-        raise CheckpointError(f"the tokenizer in {folder} has no token {token}, which the model's prompt needs")
-    return special_ids[token]
+    return backbone
 
 
 def _max_tokens(
@@ -327,24 +159,17 @@ def _matryoshka_dimensions(options: LoadOptions, card: Card, dimension: int) -> 
     return tuple(sorted({size for size in sizes if size < dimension}, reverse=True))
 
 
-def _tokenizer_json(tokenizer: Any, *, lowercase: bool) -> str:
-    backend = tokenizer.backend_tokenizer
-    if lowercase and "Lowercase" not in repr(backend.normalizer):
-        backend.normalizer = NormalizerSequence(
-            [Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
-        )
-    return backend.to_str()
-
-
-def _checked_dimension(encoder: TransformerEncoder, recipe: Recipe, options: LoadOptions, max_tokens: int) -> int:
+def _checked_dimension(
+    layers: Layers, recipe: Recipe, options: LoadOptions, *, vocab_size: int, max_tokens: int
+) -> int:
     """Run the smallest and a long input; returns D, which must be what the checkpoint says."""
-    token_id = min(1, encoder.info.vocab_size - 1)
+    token_id = min(1, vocab_size - 1)
     shortest = Features(token_ids=np.array([token_id], dtype=np.int32))
     longest = Features(token_ids=np.full(min(max_tokens, 512), token_id, dtype=np.int32))
-    rows_BD = encoder.encode([shortest, longest])
+    rows_BD = layers.rows([shortest, longest])
     if not np.isfinite(rows_BD).all():
         raise CheckpointError(
-            f"{options.source} gives vectors that are not finite in {encoder.info.dtype}; "
+            f"{options.source} gives vectors that are not finite in {options.dtype}; "
             "start with --dtype float32 or bfloat16"
         )
     dimension = int(rows_BD.shape[1])
@@ -355,72 +180,15 @@ def _checked_dimension(encoder: TransformerEncoder, recipe: Recipe, options: Loa
     return dimension
 
 
-def _fingerprint(
-    recipe: Recipe, options: LoadOptions, tokenizer_json: str, dtype: torch.dtype, max_tokens: int
-) -> str:
-    """sha256 over everything that changes a vector, every byte of the weights included."""
-    home = recipe.transformer_folder
-    folders = {home: "", **{m.folder: m.folder.name for m in recipe.head if m.folder != home}}
-    described = asdict(recipe)
-    described["transformer_folder"] = ""
-    described["head"] = [{**asdict(module), "folder": folders[module.folder]} for module in recipe.head]
-    described |= {
-        "dtype": str(dtype),
-        "max_tokens": max_tokens,
-        "quantization": options.quantization,
-        "image_options": None if recipe.images is None else asdict(options.images),
-        "tokenizer": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
-        "config": file_sha256(home / "config.json"),
-        "transformers": transformers.__version__,
-        "weights": sorted(
-            (name, file.name, file_sha256(file))
-            for folder, name in folders.items()
-            for file in folder.glob("*.safetensors")
-        ),
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _weights_progress(on_stage: OnStage) -> Generator[None]:
-    """Report transformers' progress bar as a stage instead of printing it."""
-
-    class StageBar:
-        def __init__(self, iterable: Any = None, total: int | None = None, **_: Any) -> None:
-            self._items = iterable if iterable is not None else ()
-            self._total = total or (len(self._items) if hasattr(self._items, "__len__") else 0)
-            self._done = 0
-
-        def __enter__(self) -> "StageBar":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def __iter__(self) -> Iterator[Any]:
-            for item in self._items:
-                yield item
-                self.update()
-
-        def update(self, n: int = 1) -> None:
-            self._done += n
-            if self._total:
-                on_stage(f"loading weights {100 * self._done // self._total}%")
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_args, **_kwargs: None
-
-    on_stage("loading weights 0%")
-    previous = transformers_logging.set_tqdm_hook(lambda _factory, args, kwargs: StageBar(*args, **kwargs))
-    # Its report of unused heads is what the gates decide upon; printed, it frightens people.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.set_tqdm_hook(previous)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _check_image_fits(info: ModelInfo) -> None:
+    """Refuse bounds that the largest images break, before requests find out one by one."""
+    if info.images is None:
+        return
+    max_image_tokens = info.images.spec.max_tokens
+    largest = DecodedImage(pixels=np.empty((0, 0, 3), dtype=np.uint8), num_tokens=max_image_tokens)
+    [features] = Preparer(info).prepare([EmbeddingInput(images=(largest,))])
+    if isinstance(features, InputTooLongError):
+        raise CheckpointError(
+            f"an image of {max_image_tokens} tokens is an input of {features.num_tokens}, and {info.source} "
+            f"reads {info.max_tokens}; lower --max-image-tokens or raise --max-tokens"
+        )

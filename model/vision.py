@@ -24,9 +24,9 @@ from model.packing import PACKED_ATTENTION, packed, packed_attention
 from model.types import Features
 
 PACKED_VISION_ATTENTION = "laneway_packed_flash_like"
-"""The same function under a name with "flash" in it: for other names transformers cuts the row of patches into
-one call an image (``VisionAttention``). Such a name cannot go through ``set_attn_implementation``, which would
-look for a kernel to download."""
+"""The same function under a name with "flash" in it: for other names transformers cuts the row of patches
+into one call an image (``VisionAttention``). Such a name cannot go through ``set_attn_implementation``, which
+would look for a kernel to download."""
 
 AttentionInterface.register(PACKED_VISION_ATTENTION, packed_attention)
 
@@ -39,10 +39,9 @@ class PatchReader:
         # A pixel has 256 values in 3 colours: what each becomes is looked up, in the very float32 numbers of
         # transformers' own image processor.
         scaled = np.arange(256, dtype=np.float64) * (1 / 255)
-        table = (scaled.astype(np.float32)[None, :] - np.float32(recipe.mean)[:, None]) / np.float32(
-            recipe.std
-        )[:, None]
-        self._values = torch.from_numpy(table.astype(np.float32).reshape(-1)).to(device)
+        mean_31, std_31 = (np.array([three], dtype=np.float32).T for three in (recipe.mean, recipe.std))
+        table = (scaled.astype(np.float32) - mean_31) / std_31
+        self._values = torch.from_numpy(table.reshape(-1)).to(device)
         self._device = device
 
     def read(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
@@ -114,7 +113,7 @@ class TwoTowerBackbone:
             CheckpointError: They disagree: an installed transformers calls attention another way.
         """
         features = self._probe(vocab_size)
-        alone_TD = torch.cat([self.hidden_states_alone(one) for one in features])
+        alone_TD = torch.cat([self.hidden_states([one]) for one in features])
         # The packed function stays away from what ``set_attn_implementation`` would do with its second name.
         self._text.set_attn_implementation(PACKED_ATTENTION)
         self._vision.config._attn_implementation = PACKED_VISION_ATTENTION
@@ -127,14 +126,10 @@ class TwoTowerBackbone:
             )
         self.packing_note = f"packed equals single to {difference:.0e} of the spread"
 
-    def hidden_states_alone(self, one: Features) -> Tensor:
-        """Hidden states of one input, ``[L, D]``, whatever attention the towers use."""
-        return self.hidden_states([one])
-
     def _probe(self, vocab_size: int) -> list[Features]:
         random = np.random.default_rng(0)
         side = self._spec.token_side
-        ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), np.int32([self._pad_id]))
+        ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), [self._pad_id])
         features: list[Features] = []
         for length, token_grid in ((7, None), (12, (2, 2)), (40, None), (15, (1, 3)), (40, None)):
             token_ids = random.choice(ordinary, size=length).astype(np.int32)

@@ -81,8 +81,8 @@ def test_the_model_room_knows_no_http():
 
 
 def test_app_imports_from_rooms_and_not_from_their_files():
-    """What a room does not export may change without notice. The worker is a room within the model's."""
-    public = {"batching", "model", "model.worker"}
+    """What a room does not export may change without notice. Workers and images are rooms within the model's."""
+    public = {"batching", "model", "model.images", "model.worker"}
     for path in files_of("app"):
         theirs = {name for name in imports_of(path) if name.partition(".")[0] in ("batching", "model")}
         assert theirs <= public, path

@@ -7,7 +7,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
 from app.answers import BODY_FAILURES, failure_responses
-from app.bodies import GatewayRequest, StrictJSON
+from app.bodies import EmbeddingJSON, GatewayRequest, ignored_params_header
 from app.errors import TokenArrayError
 from app.inputs import LANGCHAIN_HINT, EmbeddingRequest, needs_cl100k, parse, resolve_model
 from app.outputs import embedding_answer
@@ -28,7 +28,7 @@ RESPONSES = {
 
 @post(
     ["/v1/embeddings", "/embeddings"],
-    dto=StrictJSON[CreateEmbeddingRequest],
+    dto=EmbeddingJSON,
     return_dto=None,
     status_code=200,
     responses=RESPONSES,
@@ -52,7 +52,9 @@ async def create_embedding(
     headers = {
         **timing_headers(embeddings),
         **rate_limit_headers(services, wanted.lane, waited_s=embeddings.queue_s),
-        **await ignored_params_headers(request, services, CreateEmbeddingRequest),
+        **with_ignored(
+            await ignored_params_headers(request, services, CreateEmbeddingRequest), wanted.ignored
+        ),
     }
     if wanted.token_encoding is not None:
         headers["x-token-encoding"] = str(wanted.token_encoding)
@@ -89,6 +91,13 @@ async def read(
     if wanted.token_encoding is not None:
         services.metrics.token_arrays.labels(str(wanted.token_encoding)).inc()
     return wanted
+
+
+def with_ignored(headers: Mapping[str, str], ignored: tuple[str, ...]) -> dict[str, str]:
+    """Name what the model does not read before what nobody knows here: a client should see that first."""
+    names = [ignored_params_header(ignored), headers.get("x-ignored-params", "")]
+    header = ", ".join(filter(None, names))
+    return {**headers, "x-ignored-params": header} if header else dict(headers)
 
 
 async def vocabulary_for(data: CreateEmbeddingRequest, services: Services) -> Cl100k | None:

@@ -9,7 +9,12 @@ from app.answers import failure_responses
 from app.inputs import resolve_model, suffixed_names
 from app.outputs import dimension_choices
 from app.services import Services, services_of
-from app.wire import Limits, ListModels, Model
+from app.settings import ImageSettings, MediaSettings
+from app.wire import Images, Limits, ListModels, Model
+from model import ImageInputs
+
+IMAGE_FORMATS = ("jpeg", "png", "webp", "gif")
+"""Those that the decoder takes, whatever a file says it is."""
 
 
 @get(
@@ -46,8 +51,8 @@ def model_card(services: Services) -> Model:
     Raises:
         EngineNotReadyError: It is not loaded yet.
     """
-    engine, limits = services.engine, services.settings.limits
-    info = engine.info
+    engine, settings = services.engine, services.settings
+    info, limits = engine.info, settings.limits
     return Model(
         id=engine.served_name,
         created=services.created_s,
@@ -67,10 +72,29 @@ def model_card(services: Services) -> Model:
         is_packed=info.is_packed,
         packing_note=info.packing_note,
         license=info.license,
+        note=info.note,
         limits=Limits(
             max_inputs=limits.max_inputs,
             max_request_tokens=limits.max_request_tokens,
             max_input_chars=limits.max_input_chars,
-            max_body_bytes=services.settings.server.max_body_bytes,
+            max_body_bytes=settings.server.max_body_bytes,
         ),
+        images=None if info.images is None else image_card(info.images, settings.images, settings.media),
+    )
+
+
+def image_card(inputs: ImageInputs, images: ImageSettings, media: MediaSettings) -> Images:
+    """What a client may know of images, from the model and from the settings."""
+    return Images(
+        max_per_input=inputs.max_images,
+        fused=inputs.is_fused_with_text,
+        # The last resize decides about the size that the model reads.
+        min_tokens=inputs.spec.resizes[-1].min_tokens,
+        max_tokens=inputs.spec.max_tokens,
+        formats=IMAGE_FORMATS,
+        urls=media.media_urls,
+        max_per_request=media.max_images,
+        max_bytes=media.max_image_bytes,
+        max_request_bytes=media.max_request_image_bytes,
+        max_pixels=images.max_image_pixels,
     )

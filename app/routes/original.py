@@ -3,20 +3,30 @@
 import dataclasses
 from typing import Any
 
-import msgspec
 from litestar import Request, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
+from msgspec import Struct
 
 from app.answers import BODY_FAILURES, failure_responses
 from app.bodies import GatewayRequest, StrictJSON
-from app.engine import Embeddings
-from app.inputs import EmbeddingRequest, parse_texts, unsupported_modality
-from app.outputs import similarity_answer, texts_answer
+from app.dialects.original import (
+    FusedRequest,
+    ImagesRequest,
+    SimilarityRequest,
+    TextsRequest,
+    similarity_answer,
+    translate_fused,
+    translate_images,
+    translate_similarity,
+    translate_texts,
+)
+from app.dialects.translation import Translation
+from app.outputs import texts_answer
 from app.routes.models import model_card
+from app.routes.translated import embed_translated, respond
 from app.services import services_of
-from app.serving import embed, ignored_params_headers, timing_headers
-from app.wire import ErrorResponse, SimilarityRequest, SimilarityResponse, TextsRequest, TextsResponse
+from app.wire import SimilarityResponse, TextsResponse
 
 TAGS = ["Original"]
 
@@ -66,23 +76,58 @@ def stats(request: Request[Any, Any, Any]) -> dict[str, Any]:
     }
 
 
+def responses_with(answer: type[Struct], description: str) -> dict[int, ResponseSpec]:
+    """What an endpoint answers, for the OpenAPI document."""
+    return {
+        200: ResponseSpec(answer, description=description, generate_examples=False),
+        **failure_responses(*BODY_FAILURES),
+    }
+
+
 @post(
     "/embeddings/text",
     dto=StrictJSON[TextsRequest],
     return_dto=None,
     status_code=200,
-    responses={
-        200: ResponseSpec(TextsResponse, description="A vector a text.", generate_examples=False),
-        **failure_responses(*BODY_FAILURES),
-    },
+    responses=responses_with(TextsResponse, "A vector a text, in order."),
     summary="Embed texts",
     tags=TAGS,
 )
 async def embed_texts(data: JSONBody[TextsRequest], request: GatewayRequest) -> Response[bytes]:
     """Turn each text into a vector."""
-    wanted, embeddings = await embed_texts_of(data, request)
-    body = await texts_answer(embeddings, normalize=wanted.normalize)
-    return Response(body, media_type="application/json", headers=await headers_of(embeddings, data, request))
+    engine = services_of(request).engine
+    translation = translate_texts(data, model=engine.served_name, info=engine.info)
+    return await answer_vectors(translation, request, TextsRequest)
+
+
+@post(
+    "/embeddings/image",
+    dto=StrictJSON[ImagesRequest],
+    return_dto=None,
+    status_code=200,
+    responses=responses_with(TextsResponse, "A vector an image, in order."),
+    summary="Embed images",
+    tags=TAGS,
+)
+async def embed_images(data: JSONBody[ImagesRequest], request: GatewayRequest) -> Response[bytes]:
+    """Turn each image into a vector. A model that reads texts only answers 400."""
+    translation = translate_images(data, model=services_of(request).engine.served_name)
+    return await answer_vectors(translation, request, ImagesRequest)
+
+
+@post(
+    "/embeddings/fused",
+    dto=StrictJSON[FusedRequest],
+    return_dto=None,
+    status_code=200,
+    responses=responses_with(TextsResponse, "A vector for each text and its image, in order."),
+    summary="Embed texts with images",
+    tags=TAGS,
+)
+async def embed_fused(data: JSONBody[FusedRequest], request: GatewayRequest) -> Response[bytes]:
+    """Turn each text, together with the image of the same index, into one vector."""
+    translation = translate_fused(data, model=services_of(request).engine.served_name)
+    return await answer_vectors(translation, request, FusedRequest)
 
 
 @post(
@@ -90,55 +135,22 @@ async def embed_texts(data: JSONBody[TextsRequest], request: GatewayRequest) -> 
     dto=StrictJSON[SimilarityRequest],
     return_dto=None,
     status_code=200,
-    responses={
-        200: ResponseSpec(SimilarityResponse, description="Cosines.", generate_examples=False),
-        **failure_responses(*BODY_FAILURES),
-    },
-    summary="Compare texts",
+    responses=responses_with(SimilarityResponse, "Cosines, a row for each text."),
+    summary="Compare texts and images",
     tags=TAGS,
 )
 async def similarity(data: JSONBody[SimilarityRequest], request: GatewayRequest) -> Response[bytes]:
-    """Compare every text with every text by the cosine of their vectors."""
-    _, embeddings = await embed_texts_of(data, request)
-    body = await similarity_answer(embeddings)
-    return Response(body, media_type="application/json", headers=await headers_of(embeddings, data, request))
+    """Compare every text with every image, or all of one kind with each other, by their vectors' cosine."""
+    translation = translate_similarity(data, model=services_of(request).engine.served_name)
+    wanted, embeddings = await embed_translated(request, translation)
+    body = await similarity_answer(embeddings, num_texts=len(data.texts or []))
+    return await respond(body, request, wanted, embeddings, SimilarityRequest)
 
 
-@post(
-    ["/embeddings/image", "/embeddings/fused"],
-    # The only answer there is, so the document shows no other.
-    status_code=400,
-    responses=failure_responses(400),
-    summary="Embed images (multimodal models only)",
-    tags=TAGS,
-    sync_to_thread=False,
-)
-def embed_images() -> ErrorResponse:
-    """Refuse: the served model reads text only."""
-    raise unsupported_modality()
-
-
-async def embed_texts_of(
-    data: TextsRequest | SimilarityRequest, request: GatewayRequest
-) -> tuple[EmbeddingRequest, Embeddings]:
-    """Read and embed the list of texts that both endpoints take."""
-    services = services_of(request)
-    # Before the texts: a client that sends images alone should read that they are the trouble.
-    if data.images is not msgspec.UNSET and bytes(data.images) not in (b"null", b"[]"):
-        raise unsupported_modality("images")
-    wanted = parse_texts(
-        data.texts,
-        instruction=data.instruction,
-        headers=request.headers,
-        info=services.engine.info,
-        settings=services.settings,
-    )
-    return wanted, await embed(request, services, wanted)
-
-
-async def headers_of(
-    embeddings: Embeddings, data: TextsRequest | SimilarityRequest, request: GatewayRequest
-) -> dict[str, str]:
-    """Where the time went, and which parameters did nothing."""
-    ignored = await ignored_params_headers(request, services_of(request), type(data))
-    return timing_headers(embeddings) | ignored
+async def answer_vectors(
+    translation: Translation, request: GatewayRequest, body_type: type[Struct]
+) -> Response[bytes]:
+    """Embed and answer, alike for texts, images and pairs."""
+    wanted, embeddings = await embed_translated(request, translation)
+    body = await texts_answer(embeddings, normalize=wanted.normalize)
+    return await respond(body, request, wanted, embeddings, body_type)

@@ -10,7 +10,7 @@ transformers' own class are called instead, and agree with it to 2e-7 (tests/mod
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from model.checkpoint import read_json
 from model.errors import CheckpointError
@@ -67,27 +67,29 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def matches(folder: Path, name: str) -> bool:
-    """A Qwen2-VL that says, in its configuration or by its name, that it is GME.
+    """A Qwen2-VL that says it is GME, or says nothing at all of how to embed with it.
 
-    A bare Qwen2-VL is a chat model: embedding with it would give vectors that mean nothing.
+    The latter is most likely a chat model, for which ``read`` knows the better refusal.
     """
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") != "qwen2_vl":
-        return False
-    code = config.get("auto_map")
-    named = " ".join(map(str, code.values())) if isinstance(code, dict) else ""
-    return "gme" in f"{named} {name}".lower()
+    return _is_qwen2_vl(config) and (_says_gme(config, name) or not (folder / "modules.json").is_file())
 
 
 def read(folder: Path, options: LoadOptions) -> Recipe:
     """Read the checkpoint's configuration into a recipe.
 
     Raises:
-        CheckpointError: It is no Qwen2-VL, or the bounds on image tokens contradict each other.
+        CheckpointError: It is no Qwen2-VL, or one that nobody says is GME, or the bounds on image tokens
+            contradict each other.
     """
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("model_type") != "qwen2_vl":
+    if not _is_qwen2_vl(config):
         raise CheckpointError(f"{folder} holds no Qwen2-VL, which GME is built on")
+    if options.family != FAMILY.name and not _says_gme(config, options.source):
+        raise CheckpointError(
+            f"{options.source} is a Qwen2-VL that neither its name nor its config.json calls GME; a chat "
+            f"model's vectors mean nothing. If it was trained as GME was, start with --family {FAMILY.name}"
+        )
     vision = config.get("vision_config") or {}
     return Recipe(
         family=FAMILY.name,
@@ -135,6 +137,17 @@ _NOT_OF_THE_MODEL = frozenset(
 )
 
 
+def _is_qwen2_vl(config: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(config, dict) and config.get("model_type") == "qwen2_vl"
+
+
+def _says_gme(config: dict[str, Any], name: str) -> bool:
+    """By the name of the code that its authors put beside the weights, or by its own."""
+    code = config.get("auto_map")
+    code_names = map(str, code.values()) if isinstance(code, dict) else ()
+    return any("gme" in one.lower() for one in (*code_names, name))
+
+
 def _second_resize(config: dict[str, Any], options: LoadOptions) -> ResizeRule:
     min_tokens = options.images.min_tokens or config.get("min_image_tokens", MIN_IMAGE_TOKENS)
     max_tokens = options.images.max_tokens or config.get("max_image_tokens", MAX_IMAGE_TOKENS)
@@ -142,7 +155,7 @@ def _second_resize(config: dict[str, Any], options: LoadOptions) -> ResizeRule:
         raise CheckpointError(
             f"min_image_tokens is {min_tokens}, more than max_image_tokens, which is {max_tokens}"
         )
-    return ResizeRule(min_tokens=min_tokens, max_tokens=max_tokens)
+    return ResizeRule(min_tokens=min_tokens, max_tokens=max_tokens, clamps_aspect=False)
 
 
 FAMILY = Family(

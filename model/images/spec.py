@@ -60,6 +60,24 @@ class ImageSpec:
         return self.resizes[-1].max_tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What a decoder accepts of an image file, and what one file may cost."""
+
+    max_pixels: int = 40_000_000
+    """Formats that take more memory for each pixel have a lower limit where ``memory_bytes`` asks for it."""
+    max_side: int = 65_535
+    """Pixels; as the format of JPEG ends (ITU-T T.81, B.2.2)."""
+    min_side: int = 3
+    """Pixels. Below it there is nothing to see, and much to enlarge (CVE-2026-22773 is one pixel)."""
+    max_aspect_ratio: float = 200.0
+    """Long side over short side."""
+    decode_timeout_s: float = 10.0
+    """A decode that takes longer is killed. 40 million pixels take some 2 s on one core."""
+    memory_bytes: int = 290_000_000
+    """Address space that a decode may take beyond what its process holds when idle."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DecodedImage:
     """An image at the size that the model reads."""

@@ -10,7 +10,7 @@ from model.types import Features, ModelInfo, PassResult
 
 
 class Rope(StrEnum):
-    """How positions are numbered in models with rotary positions of three axes (Qwen2-VL, arXiv:2409.12191)."""
+    """How positions are numbered where rotary positions have three axes (Qwen2-VL, arXiv:2409.12191)."""
 
     SEQUENTIAL = "sequential"
     """Token after token, images too: how GME's authors compute."""
@@ -22,7 +22,8 @@ class Quantization(StrEnum):
     """What weights are stored in, where that is not what the model computes in."""
 
     INT8 = "int8"
-    """Linear layers of the text tower in 8 bits; the vision tower is left as it is."""
+    """Linear layers in 8 bits: of the text tower, where there are two, and the vision tower is left as it is;
+    else of the whole transformer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,6 @@ class ImageOptions:
     alpha: Alpha = Alpha.WHITE
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """What a worker needs to know to load its model. Plain data: it crosses the process border."""
@@ -49,13 +49,14 @@ class LoadOptions:
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1``, ..."""
     dtype: str = "float32"
-    """``float32``, ``bfloat16`` or ``float16``."""
+    """``float32``, ``bfloat16`` or ``float16``, or ``auto``: what suits the device and the architecture."""
     num_threads: int = 1
     """Compute threads of the process; on CPU one a worker, and a worker a core."""
     family: str | None = None
     """Name of the family to read the checkpoint as. ``None``: the one that recognises it."""
     max_tokens: int | None = None
-    """Lowers the checkpoint's own limit."""
+    """Lowers the checkpoint's own limit; raises it, too, for families whose authors stay far below the
+    positions that the model has (GME). More than there are positions means all of them."""
     matryoshka_dimensions: tuple[int, ...] = ()
     """Overrides what is known of the checkpoint."""
     max_prepacked_bytes: int = 256 * 1024 * 1024
@@ -64,6 +65,8 @@ class LoadOptions:
     rope: Rope = Rope.SEQUENTIAL
     images: ImageOptions = ImageOptions()
     quantization: Quantization | None = None
+    """What the weights are stored in. ``None``: in ``dtype``. It saves memory, not time, and moves vectors a
+    little: ``python -m bench.drift`` says how far."""
     pad_passes: bool = False
     """Use length-bucketed padding even where packing works (for comparisons)."""
 

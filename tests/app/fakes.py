@@ -20,13 +20,15 @@ from app.engine import (
     EngineNotReadyError,
     EngineState,
     EngineStatistics,
+    modality_of,
 )
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import ObservedApp
 from app.settings import Settings
 from batching import Lane, LaneLoad, LaneStatistics, Limits, SchedulerStatistics
-from model import EmbeddingInput, ModelInfo
+from model import EmbeddingInput, ImageInputs, ImageSpec, ImageTokens, ModelInfo, PromptTemplate
+from model.images.spec import ResizeRule
 from model.worker import WorkerStatistics
 
 INFO = ModelInfo(
@@ -50,6 +52,25 @@ INFO = ModelInfo(
     tokenizer_json="{}",
     fingerprint="f" * 64,
 )
+
+MULTIMODAL = replace(
+    INFO,
+    family="gme",
+    architecture="Qwen2VLForConditionalGeneration",
+    matryoshka_dimensions=(),
+    template=PromptTemplate(
+        pieces=("{instruction}", 0, "{images}{text}", 1),
+        default_instruction="You are a helpful assistant.",
+        instructs_documents=False,
+    ),
+    images=ImageInputs(
+        spec=ImageSpec(patch_size=14, merge_size=2, resizes=(ResizeRule(min_tokens=4, max_tokens=64),)),
+        tokens=ImageTokens(start=(2,), pad=3, end=(4,)),
+        max_images=1,
+        is_fused_with_text=True,
+    ),
+)
+"""A model of texts and images whose prompt is a template, as GME's is."""
 
 IDLE = LaneStatistics(
     num_waiting=0,
@@ -129,9 +150,16 @@ class FakeEngine:
                 raise
         lengths = [len(one.token_ids or (one.text or "").split()) for one in inputs]
         limits = [min(one.max_tokens or 10**9, self.info_.max_tokens) for one in inputs]
+        image_tokens = [sum(image.num_tokens for image in one.images) for one in inputs]
         return Embeddings(
             rows=np.stack([vector_of(one, self.info_.dimension) for one in inputs]) * np.float32(self.scale),
-            num_tokens=tuple(min(length, limit) for length, limit in zip(lengths, limits, strict=True)),
+            num_tokens=tuple(
+                min(length, limit) + of_images
+                for length, limit, of_images in zip(lengths, limits, image_tokens, strict=True)
+            ),
+            num_image_tokens=tuple(image_tokens),
+            num_images=sum(len(one.images) for one in inputs),
+            modalities=tuple(map(modality_of, inputs)),
             num_dropped_tokens=tuple(
                 max(length - limit, 0) for length, limit in zip(lengths, limits, strict=True)
             ),

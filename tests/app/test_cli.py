@@ -73,7 +73,11 @@ def test_the_help_of_serve_shows_every_option_with_its_variable_and_default(
         "--port INT Port to listen on; 0 takes a free one. [env var: LANEWAY_PORT] [default: 8000]" in shown
     )
     assert "[choices: auto, float32, bfloat16, float16] [env var: LANEWAY_DTYPE] [default: auto]" in shown
-    assert "[MODEL] minilm (the embedded default), a local folder" in shown
+    assert (
+        "[MODEL] minilm (the embedded default), tiny-gme (random weights, to try images with), a local"
+        in shown
+    )
+    assert "[choices: sequential, mrope] [env var: LANEWAY_ROPE] [default: sequential]" in shown
 
 
 def test_the_version_is_the_distributions():
@@ -184,11 +188,22 @@ def test_pull_of_something_that_is_no_checkpoint_is_one_line(
     assert captured.err.count("\n") == 1
 
 
-def test_pull_cl100k_fetches_the_vocabulary(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path):
+def test_pull_builds_the_tiny_model(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert run(["pull", "tiny-gme"]) == 0
+    folder = Path(capsys.readouterr().out.rstrip())
+    assert folder.parent == tmp_path / "laneway"
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["cl100k", "CL100K"])
+def test_pull_cl100k_fetches_the_vocabulary(
+    capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path, name: str
+):
     from app import tokens
 
     monkeypatch.setattr(tokens, "fetch_cl100k", lambda: tmp_path / "cl100k_base.tiktoken")
-    assert run(["pull", "cl100k"]) == 0
+    assert run(["pull", name]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'cl100k_base.tiktoken'}\n"
 
 
@@ -287,18 +302,50 @@ def test_an_input_type_that_the_model_does_not_know_ends_the_start(started):
     process = serve(started, "--default-input-type", "nonsense", "--workers", "1")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    [line] = [line for line in errors.splitlines() if not line.startswith("{")]
-    assert line == (
-        "laneway: default_input_type: 'nonsense' is not an input type of this model. Allowed: document, query."
+    line = json.loads(errors.splitlines()[-1])
+    assert (line["level"], line["message"]) == (
+        "error",
+        "default_input_type: 'nonsense' is not an input type of this model. Allowed: document, query.",
     )
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_1(started, tmp_path: Path):
-    process = serve(started, str(tmp_path))
+    process = serve(started, str(tmp_path), "--log-format", "text")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"laneway: {tmp_path} holds neither a config.json nor a modules.json" in errors
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"laneway: {tmp_path} holds neither a config.json nor a modules.json")
     assert "Traceback" not in errors
+
+
+def test_a_log_of_json_lines_holds_no_other_even_if_the_model_cannot_be_loaded(started, tmp_path: Path):
+    """What collects logs drops or garbles a line that is no JSON: the reason of all things."""
+    process = serve(started, str(tmp_path))
+    _, errors = process.communicate(timeout=60)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert lines[-1]["level"] == "error"
+    assert lines[-1]["message"].startswith(f"{tmp_path} holds neither a config.json nor a modules.json")
+
+
+def test_images_that_cannot_fit_into_an_input_end_the_start(started):
+    process = serve(started, "tiny-gme", "--max-tokens", "1280", "--workers", "1")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert json.loads(errors.splitlines()[-1])["message"] == (
+        "an image may become 1,280 tokens, but an input is read up to 1,280, its prompt included; "
+        "raise max_tokens, or lower max_image_tokens"
+    )
+
+
+def test_the_tiny_model_says_that_its_vectors_mean_nothing(started):
+    process = serve(started, "tiny-gme", "--workers", "1")
+    warning = read_until(process, "tiny-gme: ")
+    assert warning["level"] == "warning"
+    assert (
+        warning["note"] == "Its weights are random: the vectors mean nothing. It is for trying the endpoints."
+    )
+    ready = read_until(process, "ready after")
+    assert ready["modalities"] == ["text", "image"]
 
 
 def test_a_port_in_use_is_one_line_and_1(capsys: pytest.CaptureFixture[str]):

@@ -34,6 +34,25 @@ def test_every_core_or_gpu_gets_a_worker_unless_the_settings_say_otherwise(
     assert placement.is_cuda == ("cuda" in devices[0])
 
 
+@pytest.mark.parametrize(
+    ("device", "num_workers", "devices", "threads"),
+    [("cpu", 0, ("cpu",), 4), ("cpu", 2, ("cpu",) * 2, 2), ("cuda", 0, ("cuda:0", "cuda:1"), 1)],
+)
+def test_a_large_model_is_loaded_once_on_a_cpu_unless_the_settings_say_otherwise(
+    device: str, num_workers: int, devices: tuple[str, ...], threads: int
+):
+    """Sixteen cores would hold sixteen copies of eight gigabytes."""
+    placement = place_workers(
+        device=device,
+        dtype="auto",
+        num_workers=num_workers,
+        weights_bytes=8 * 1024**3,
+        num_gpus=2,
+        num_cores=4,
+    )
+    assert placement == Placement(devices=devices, dtype="auto", threads_per_worker=threads)
+
+
 def test_what_auto_means_is_left_to_those_who_know_the_model():
     """Gemma overflows in float16; here nobody has seen the checkpoint yet."""
     for num_gpus in (0, 1):

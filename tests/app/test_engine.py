@@ -24,10 +24,13 @@ from app.engine import (
     RequestTooLargeError,
     WorkerRunner,
     batching_limits,
+    calibration_image,
     calibration_pass,
     cut_chunks,
+    image_decoder,
     pass_timeout_s,
     preparation_chars,
+    shape_of,
 )
 from app.launch import check_settings
 from app.prompts import check_default_input_type
@@ -44,19 +47,25 @@ from batching import (
 )
 from model import (
     CheckpointError,
+    DecodedImage,
     EmbeddingInput,
     Features,
+    ImageInputs,
+    ImageSpec,
+    ImageTokens,
     InputTooLongError,
     ModelInfo,
     NonFiniteRowError,
     PassFailedError,
     PassResult,
     Preparer,
+    PromptTemplate,
     TokenIdError,
     Truncation,
     WorkerDiedError,
 )
-from model.worker import LoadOptions, OnStage, WorkerStatistics
+from model.images import Alpha, ImageLimits, Orientation, ResizeRule
+from model.worker import ImageOptions, LoadOptions, OnStage, Quantization, Rope, WorkerStatistics
 from tests.app.fakes import INFO, with_settings
 
 
@@ -130,6 +139,43 @@ class FakeWorker:
         self.has_begun.clear()
 
 
+PIXELS = ImageInputs(
+    spec=ImageSpec(patch_size=14, merge_size=2, resizes=(ResizeRule(min_tokens=1, max_tokens=16),)),
+    tokens=ImageTokens(start=(1,), pad=5, end=(2,)),
+    max_images=1,
+    is_fused_with_text=True,
+)
+PICTURES = replace(
+    WORDS,
+    max_tokens=32,
+    images=PIXELS,
+    template=PromptTemplate(pieces=(3, "{images}{text}"), default_instruction="", instructs_documents=False),
+)
+"""A model that reads images, too: each row begins with token 3."""
+
+
+class FakeDecoder:
+    """Every file is a square of two by two tokens in the colour of its first byte."""
+
+    def __init__(self) -> None:
+        self.queries: list[bool] = []
+        self.num_starts = self.num_closes = 0
+
+    async def start(self) -> None:
+        self.num_starts += 1
+
+    async def decode(self, data: bytes, *, is_query: bool) -> DecodedImage:
+        self.queries.append(is_query)
+        return DecodedImage(pixels=np.full((56, 56, 3), data[0], dtype=np.uint8), num_tokens=4)
+
+    async def close(self) -> None:
+        self.num_closes += 1
+
+
+def no_decoder(_spec: ImageSpec) -> FakeDecoder:
+    raise AssertionError("a model that reads texts alone needs no decoder")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What is found as a checkpoint; nothing of it is read."""
@@ -148,6 +194,7 @@ def build_engine(
         workers[slot].options = options
         return workers[slot]
 
+    options.setdefault("open_decoder", no_decoder)
     return Engine(replace(settings, model=model), open_worker=open_worker, **options)
 
 
@@ -409,7 +456,7 @@ def test_a_served_name_takes_the_place_of_the_models_own(
     model: str, served_name: str | None, name: str, aliases: tuple[str, ...]
 ):
     settings = with_settings(model={"model": model, "served_name": served_name})
-    engine = Engine(settings, open_worker=lambda _options, _slot: FakeWorker())
+    engine = Engine(settings, open_worker=lambda _options, _slot: FakeWorker(), open_decoder=no_decoder)
     assert (engine.served_name, engine.aliases) == (name, aliases)
 
 
@@ -461,6 +508,102 @@ async def test_the_settings_reach_the_worker(folder: Path):
     assert (worker.options.folder, worker.options.source) == (str(folder), "mine")
     assert (worker.options.device, worker.options.dtype) == ("cpu", "auto")
     assert (worker.options.max_tokens, worker.options.matryoshka_dimensions) == (100, (4, 2))
+
+
+async def test_the_settings_of_images_reach_worker_and_decoder(folder: Path, monkeypatch):
+    """What changes vectors is told to the worker, which stamps it into the fingerprint."""
+    settings = with_settings(
+        model={"family": "gme", "rope": "mrope", "quantize": "int8"},
+        images={
+            "min_image_tokens": 4,
+            "max_image_tokens": 64,
+            "image_orientation": "stored",
+            "image_alpha": "drop",
+            "max_image_pixels": 1000,
+            "decode_timeout_s": 3.0,
+            "decode_workers": 5,
+        },
+    )
+    async with serving(folder, worker := FakeWorker(), settings=settings):
+        assert worker.options is not None
+    options = worker.options
+    assert (options.family, options.rope, options.quantization) == ("gme", Rope.MROPE, Quantization.INT8)
+    assert options.images == ImageOptions(
+        min_tokens=4, max_tokens=64, orientation=Orientation.STORED, alpha=Alpha.DROP
+    )
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(
+        engine_module, "ImageDecoder", lambda *args, **options: made.update(args=args, **options)
+    )
+    image_decoder(settings.images, PIXELS.spec)
+    assert made["args"] == (
+        PIXELS.spec,
+        ImageLimits(max_pixels=1000, decode_timeout_s=3.0),
+        Orientation.STORED,
+        Alpha.DROP,
+    )
+    assert made["num_processes"] == 5
+
+
+# Images ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_image_goes_through_the_decoder_into_its_pass(folder: Path):
+    decoder, worker = FakeDecoder(), FakeWorker(info=PICTURES)
+    async with serving(folder, worker, open_decoder=lambda _spec: decoder) as engine:
+        image = await engine.decode_image(b"x", lane=Lane.QUERY)
+        answer = await engine.embed(
+            [
+                EmbeddingInput(images=(image,)),
+                EmbeddingInput(text="one two", images=(image,)),
+                EmbeddingInput(text="one"),
+            ],
+            lane=Lane.DOCUMENT,
+            timeout_s=None,
+        )
+    assert decoder.queries == [True]
+    assert answer.num_tokens == (7, 9, 2)
+    assert answer.num_image_tokens == (4, 4, 0)
+    assert answer.num_images == 2
+    assert answer.modalities == ("image", "text_image", "text")
+    assert (decoder.num_starts, decoder.num_closes) == (1, 1)
+
+
+async def test_images_have_a_price_of_their_own(folder: Path):
+    """A pass with images is given the time that images take, or its worker would be taken to hang."""
+
+    class SlowEyes(FakeWorker):
+        async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
+            result = await super().run(features, timeout_s=timeout_s)
+            num_image_tokens = sum(one.num_image_tokens for one in features)
+            return replace(result, device_s=0.001 + 0.1 * num_image_tokens)
+
+    worker = SlowEyes(info=PICTURES)
+    async with serving(folder, worker, open_decoder=lambda _spec: FakeDecoder()) as engine:
+        image = await engine.decode_image(b"x", lane=Lane.DOCUMENT)
+        for one in (EmbeddingInput(images=(image,)), EmbeddingInput(text="one")):
+            await engine.embed([one], lane=Lane.DOCUMENT, timeout_s=None)
+    of_image_s, of_text_s = worker.timeouts_s[-2:]
+    assert of_image_s == pytest.approx(50 * 0.4, rel=0.1)
+    assert of_text_s == 10.0
+
+
+async def test_no_image_is_decoded_before_the_model_is_ready_or_after_its_end(folder: Path):
+    engine = build_engine(folder, FakeWorker(info=PICTURES), open_decoder=lambda _spec: FakeDecoder())
+    with pytest.raises(EngineNotReadyError):
+        await engine.decode_image(b"x", lane=Lane.QUERY)
+    await engine.start()
+    engine.drain()
+    with pytest.raises(EngineNotReadyError, match="draining"):
+        await engine.decode_image(b"x", lane=Lane.QUERY)
+    await engine.stop(drain_s=0)
+
+
+def test_an_image_of_calibration_has_as_many_tokens_as_its_pixels_say():
+    one = calibration_image(4, PIXELS)
+    assert one.images[0].shape == (4 * 28, 4 * 28, 3)
+    assert (one.token_ids == PIXELS.tokens.pad).sum() == one.num_image_tokens == 16
+    assert shape_of([one, one]) == Shape(num_tokens=36, num_image_tokens=32)
 
 
 async def test_a_start_that_is_cancelled_does_not_wait_for_a_download(folder: Path, monkeypatch):

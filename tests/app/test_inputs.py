@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from app.errors import InvalidRequestError, ModelNotFoundError
-from app.inputs import EmbeddingRequest, known_names, parse, parse_texts, resolve_model
+from app.bodies import decode_embedding_request
+from app.inputs import EmbeddingRequest, known_names, parse, resolve_model
 from app.settings import Settings, TokenIds, Truncate
 from app.tokens import Cl100k
 from app.wire import CreateEmbeddingRequest
@@ -469,19 +470,3 @@ def test_an_unknown_model_is_an_error_that_lists_what_is_served(name: str):
     with pytest.raises(ModelNotFoundError) as caught:
         resolve_model(name, ["tiny", "mini"])
     assert str(caught.value) == f"The model {name!r} is not served here. Served: tiny, mini."
-
-
-# The original endpoints
-
-
-def test_plain_texts_obey_the_same_rules_under_their_own_name():
-    request = parse_texts(["a", PIXEL], instruction="i", headers={}, info=INFO, settings=Settings())
-    assert [(one.text, one.instruction) for one in request.inputs] == [("a", "i"), (PIXEL, "i")]
-    assert request.params == ("texts[0]", "texts[1]")
-    for given, message, param in [
-        ([], "'texts' is empty; send at least one text.", "texts"),
-        (["a", ""], "'texts[1]' is an empty string.", "texts[1]"),
-    ]:
-        with pytest.raises(InvalidRequestError) as caught:
-            parse_texts(given, instruction=None, headers={}, info=INFO, settings=Settings())
-        assert (caught.value.message, caught.value.param) == (message, param)

@@ -4,7 +4,26 @@ from dataclasses import replace
 
 import pytest
 
+from app.routes.models import IMAGE_FORMATS
+from app.settings import MediaUrls
+from model import ImageInputs, ImageSpec, ImageTokens
+from model.images import decoding
+from model.images.spec import ResizeRule
 from tests.app.fakes import INFO, FakeEngine, Gateway, with_settings
+
+IMAGES = ImageInputs(
+    spec=ImageSpec(
+        patch_size=14,
+        merge_size=2,
+        resizes=(
+            ResizeRule(min_tokens=4, max_tokens=16_384, clamps_aspect=True),
+            ResizeRule(min_tokens=256, max_tokens=1280),
+        ),
+    ),
+    tokens=ImageTokens(start=(1,), pad=2, end=(3,)),
+    max_images=1,
+    is_fused_with_text=True,
+)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models"])
@@ -41,14 +60,42 @@ async def test_the_served_model_is_listed_with_what_one_may_ask_of_it(path: str)
         "is_packed": True,
         "packing_note": "",
         "license": None,
+        "note": None,
         "limits": {
             "max_inputs": 2048,
             "max_request_tokens": 300_000,
             "max_input_chars": 1_000_000,
             "max_body_bytes": 67_108_864,
         },
+        "images": None,
         "capabilities": ["embeddings"],
     }
+
+
+async def test_a_model_of_images_tells_what_it_reads_of_them():
+    settings = with_settings(
+        media={"media_urls": MediaUrls.OFF, "max_images": 7}, images={"max_image_pixels": 9}
+    )
+    info = replace(INFO, images=IMAGES, note="Its vectors mean nothing.")
+    [card] = (await Gateway(FakeEngine(info_=info), settings).get("/v1/models")).json["data"]
+    assert card["input_modalities"] == ["text", "image"]
+    assert card["note"] == "Its vectors mean nothing."
+    assert card["images"] == {
+        "max_per_input": 1,
+        "fused": True,
+        "min_tokens": 256,
+        "max_tokens": 1280,
+        "formats": ["jpeg", "png", "webp", "gif"],
+        "urls": "off",
+        "max_per_request": 7,
+        "max_bytes": 20 * 1024 * 1024,
+        "max_request_bytes": 64 * 1024 * 1024,
+        "max_pixels": 9,
+    }
+
+
+def test_the_formats_that_are_told_are_those_that_are_decoded():
+    assert tuple(name.upper() for name in IMAGE_FORMATS) == decoding._FORMATS
 
 
 async def test_every_listed_alias_works():

@@ -33,6 +33,9 @@ def embeddings(matrix: np.ndarray) -> Embeddings:
     return Embeddings(
         rows=matrix,
         num_tokens=tuple(range(1, count + 1)),
+        num_image_tokens=(0,) * count,
+        num_images=0,
+        modalities=("text",) * count,
         num_dropped_tokens=(0,) * count,
         queue_s=0.0,
         compute_s=0.0,

@@ -1,12 +1,15 @@
 """Where settings come from, who wins, and what is said about mistakes."""
 
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
 
 from app.cli import run
-from app.settings import Settings
+from app.settings import ImageAlpha, ImageOrientation, Quantize, Rope, Settings
+from model.images import Alpha, Orientation
+from model.worker import protocol
 
 OPTION_NAMES = [
     option.name for group in fields(Settings) for option in fields(getattr(Settings(), group.name))
@@ -80,6 +83,17 @@ def test_the_model_may_stand_alone_on_the_command_line(check):
     assert check("--model", "BAAI/bge-m3", env=env)["model"] == ('"BAAI/bge-m3"', "--model")
 
 
+def test_a_variable_that_is_empty_is_not_set(check, tmp_path: Path):
+    """Compose files write ``LANEWAY_PORT=${PORT}``, whether or not there is a PORT."""
+    config = tmp_path / "laneway.toml"
+    config.write_text("port = 1111")
+    names = ("PORT", "SERVED_NAME", "DIMENSIONS", "DTYPE", "OPENAI_ALIASES", "MAX_TOKENS")
+    env = {f"LANEWAY_{name}": "" for name in names}
+    assert {check(env=env)[name.lower()][1] for name in names} == {"default"}
+    assert check("--config", str(config), env=env)["port"] == ("1111", str(config))
+    assert check("--port", "2222", env=env | {"LANEWAY_CONFIG": ""})["port"] == ("2222", "--port")
+
+
 def test_a_list_is_written_by_repeating_the_flag_or_with_spaces_in_a_variable(check):
     assert check("--dimensions", "512", "--dimensions", "256")["dimensions"][0] == "[512, 256]"
     assert check(env={"LANEWAY_DIMENSIONS": "512 256"})["dimensions"] == ("[512, 256]", "LANEWAY_DIMENSIONS")
@@ -89,6 +103,20 @@ def test_a_list_is_written_by_repeating_the_flag_or_with_spaces_in_a_variable(ch
 def test_choices_are_spelt_as_the_values_are(check, choice: str):
     """cyclopts would have ``cl100-k-base``."""
     assert check("--token-ids", choice)["token_ids"] == (f'"{choice}"', "--token-ids")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Rope, protocol.Rope),
+        (Quantize, protocol.Quantization),
+        (ImageOrientation, Orientation),
+        (ImageAlpha, Alpha),
+    ],
+)
+def test_the_models_choices_are_those_of_the_settings(ours: type[StrEnum], theirs: type[StrEnum]):
+    """Told twice, because the command line's help does not wait for the model room to be imported."""
+    assert [choice.value for choice in ours] == [choice.value for choice in theirs]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +148,10 @@ def test_choices_are_spelt_as_the_values_are(check, choice: str):
         (
             ["--log-level", "loud"],
             'Invalid value "loud" for --log-level. Choose from: "debug", "info", "warning", "error".',
+        ),
+        (
+            ["--min-image-tokens", "300", "--max-image-tokens", "200"],
+            "min_image_tokens (300) is more than max_image_tokens (200).",
         ),
         (["--host", " "], 'Invalid value " " for --host. It must be more than white space.'),
         (["one", "two"], 'Unexpected argument "two".'),

@@ -117,3 +117,32 @@ def test_a_backlog_costs_as_many_fixed_parts_as_it_needs_passes():
 def test_a_cost_model_prints_its_line_and_its_error():
     cost = fitted((10, 0.02), (100, 0.11))
     assert repr(cost) == "<CostModel 10 ms + 1e+03 us a token, p99 residual +0% over 2 passes>"
+
+
+def test_an_image_costs_what_its_pass_took_beyond_its_tokens():
+    """A vision tower works on an image before the text tower does: its tokens are dearer than a text's."""
+    cost = CostModel()
+    cost.fit(
+        [
+            (Shape(num_tokens=10), 0.02),
+            (Shape(num_tokens=100), 0.11),
+            (Shape(num_tokens=50, num_image_tokens=40), 0.06 + 0.4),
+        ]
+    )
+    assert cost.predict_s(Shape(num_tokens=100)) == pytest.approx(0.11)
+    assert cost.predict_s(Shape(num_tokens=90, num_image_tokens=80)) == pytest.approx(0.10 + 0.8)
+    backlog_s = cost.predict_backlog_s(
+        num_tokens=100, num_image_tokens=80, num_entries=2, max_tokens=50, max_entries=8
+    )
+    assert backlog_s == pytest.approx(2 * (0.06 + 0.4))
+
+
+def test_images_that_cost_nothing_extra_have_no_negative_price():
+    cost = CostModel()
+    cost.fit([(Shape(num_tokens=10), 0.02), (Shape(num_tokens=10, num_image_tokens=10), 0.01)])
+    assert cost.predict_s(Shape(num_tokens=10, num_image_tokens=10)) == cost.predict_s(Shape(num_tokens=10))
+
+
+def test_images_alone_cannot_tell_what_a_text_costs():
+    with pytest.raises(ValueError, match="at least one sample without images"):
+        CostModel().fit([(Shape(num_tokens=10, num_image_tokens=5), 0.1)])

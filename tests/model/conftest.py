@@ -7,6 +7,7 @@ from model import find_checkpoint
 from model.encoder import TransformerEncoder
 from model.loading import load_encoder
 from model.worker import LoadOptions
+from tests.model import gme_cases
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,12 @@ def minilm_folder() -> Path:
 @pytest.fixture(scope="session")
 def minilm(minilm_folder: Path) -> TransformerEncoder:
     return load(minilm_folder)
+
+
+@pytest.fixture(scope="session")
+def gme() -> TransformerEncoder:
+    """The tiny GME checkpoint, in float32."""
+    return load(gme_cases.FOLDER)
 
 
 @pytest.fixture

@@ -48,6 +48,11 @@ def test_a_local_folder_is_taken_by_its_own_name(tmp_path: Path) -> None:
     ("source", "names"),
     [
         ("minilm", ("all-MiniLM-L6-v2", "minilm", "sentence-transformers/all-MiniLM-L6-v2")),
+        ("tiny-gme", ("tiny-gme",)),
+        (
+            "modelscope:iic/gme-Qwen2-VL-2B-Instruct",
+            ("iic/gme-Qwen2-VL-2B-Instruct", "gme-Qwen2-VL-2B-Instruct"),
+        ),
         ("Qwen/Qwen3-Embedding-0.6B", ("Qwen/Qwen3-Embedding-0.6B", "Qwen3-Embedding-0.6B")),
         ("bert-base-uncased", ("bert-base-uncased",)),
         ("modelscope:iic/gte_base", ("iic/gte_base", "gte_base")),
@@ -62,6 +67,50 @@ def test_a_local_folder_is_taken_by_its_own_name(tmp_path: Path) -> None:
 def test_a_name_follows_from_what_was_asked_for(source: str, names: tuple[str, ...]) -> None:
     """Clients and dashboards know the model by it before it is found."""
     assert names_of(source) == names
+
+
+GME_FILES = {
+    "config.json": True,
+    "preprocessor_config.json": True,
+    "tokenizer_config.json": True,
+    "vocab.json": True,
+    "merges.txt": True,
+    "model-00001-of-00002.safetensors": True,
+    "model.safetensors.index.json": True,
+    "modeling_gme_qwen2vl.py": False,
+    "gme_inference.py": False,
+    "custom_st.py": False,
+    "pytorch_model.bin": False,
+    "README.md": False,
+}
+"""What the published GME repositories hold, and whether it is fetched."""
+
+
+def test_a_gme_is_fetched_without_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the client's own filter: code that is not on the disk cannot be run."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    fetched: list[str] = []
+
+    def download(
+        *_args: object, allow_patterns: list[str], ignore_patterns: list[str], **_options: object
+    ) -> str:
+        fetched.extend(
+            filter_repo_objects(GME_FILES, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        )
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    find_checkpoint("Alibaba-NLP/gme-Qwen2-VL-2B-Instruct")
+    assert fetched == [name for name, is_fetched in GME_FILES.items() if is_fetched]
+
+
+def test_a_checkpoint_knows_the_size_of_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert find_checkpoint(str(tmp_path)).weights_bytes == 0
+    for part in ("1", "2"):
+        (tmp_path / f"model-{part}.safetensors").write_bytes(bytes(300))
+    assert find_checkpoint(str(tmp_path)).weights_bytes == 600
 
 
 def test_a_folder_that_is_the_working_directory_has_its_name(tmp_path: Path, monkeypatch) -> None:
@@ -214,3 +263,11 @@ def test_without_a_network_a_hub_id_fails_in_one_line(
 def test_known_checkpoints_have_cards_and_others_an_empty_one() -> None:
     assert find_card("nomic-ai/nomic-embed-text-v1.5").matryoshka_dimensions == (512, 256, 128, 64)
     assert find_card("acme/model").matryoshka_dimensions == ()
+    assert "mean nothing" in (find_card("tiny-gme").note or "")
+
+
+@pytest.mark.parametrize("owner", ["Alibaba-NLP", "modelscope:iic"])
+@pytest.mark.parametrize("size", ["2B", "7B"])
+def test_gme_has_a_card_under_the_names_of_both_hubs(owner: str, size: str) -> None:
+    [name, _] = names_of(f"{owner}/gme-Qwen2-VL-{size}-Instruct")
+    assert find_card(name).license == "apache-2.0"
