@@ -16,7 +16,6 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.gathering import GatheringTransport
 from app.logs import request_id_var
 from app.observe import (
     REFUSAL,
@@ -93,7 +92,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(GatheringTransport(transport, self.loop))
+        super().connection_made(transport)
         self._await(self._guard.header_timeout_s)
 
     @override

@@ -381,7 +381,7 @@ def _is_silent(message: Message) -> bool:
 
 def _no_place_for(message: Message, *, param: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"'{param}' is a {quoted(message.role)} message, and has no place here: a vector is made of one "
+        f"'{param}' has the role {quoted(message.role)}, which has no place here: a vector is made of one "
         "'user' message, with a 'system' message before it as its instruction.",
         param=param,
     )

@@ -159,7 +159,7 @@ def parse(
         timeout_s=choose_timeout_s(
             timeout_ms=request.timeout_ms, headers=headers, default_s=settings.limits.request_timeout_s
         ),
-        dimensions=_dimensions(request.dimensions, info),
+        dimensions=_dimensions(request, info),
         encoding_format=request.encoding_format or "float",
         normalize=_first_said(request.normalize, request.normalized, default=True),
         token_encoding=reader.token_encoding if has_token_arrays(request.input) else None,
@@ -191,7 +191,11 @@ def _first_said(*values: bool | None, default: bool) -> bool:
     return next((value for value in values if value is not None), default)
 
 
-def _dimensions(dimensions: float | None, info: ModelInfo) -> int | None:
+def _dimensions(request: CreateEmbeddingRequest, info: ModelInfo) -> int | None:
+    """Read ``dimensions``, or ``output_dimension``, which is the same."""
+    param, dimensions = ("dimensions", request.dimensions)
+    if dimensions is None:
+        param, dimensions = ("output_dimension", request.output_dimension)
     if dimensions is None:
         return None
     choices = dimension_choices(info.dimension, info.matryoshka_dimensions)
@@ -199,13 +203,13 @@ def _dimensions(dimensions: float | None, info: ModelInfo) -> int | None:
         return dimensions
     if isinstance(dimensions, float):
         raise InvalidRequestError(
-            "Invalid value for 'dimensions': expected integer, got number.",
-            param="dimensions",
+            f"Invalid value for '{param}': expected integer, got number.",
+            param=param,
             code="invalid_dimensions",
         )
     raise InvalidRequestError(
         f"This model gives no vectors of {dimensions} dimensions. Allowed: {', '.join(map(str, choices))}.",
-        param="dimensions",
+        param=param,
         code="invalid_dimensions",
     )
 

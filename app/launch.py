@@ -101,11 +101,6 @@ def check_settings(settings: ModelSettings, info: ModelInfo) -> None:
     check_default_input_type(settings.default_input_type, info)
     if settings.cl100k_path is not None and not Path(settings.cl100k_path).is_file():
         raise CheckpointError(f"cl100k_path: there is no file {settings.cl100k_path}")
-    if info.images is not None and info.images.spec.max_tokens >= info.max_tokens:
-        raise CheckpointError(
-            f"an image may become {info.images.spec.max_tokens:,} tokens, but an input is read up to "
-            f"{info.max_tokens:,}, its prompt included; raise max_tokens, or lower max_image_tokens"
-        )
 
 
 def is_public(sock: socket.socket) -> bool:

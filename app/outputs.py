@@ -33,8 +33,8 @@ FLOAT_TEXT_BYTES = 11
 BASE64_BYTES = 16 / 3
 """Bytes on the wire for one number, in either format."""
 
-UNIT_TOLERANCE = 1e-6
-"""A row whose length is this near to 1 is a unit vector: float32 knows it no better."""
+UNIT_TOLERANCE = 2e-6
+"""A row whose squared length is this near to 1 is a unit vector: float32 knows it no better."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -52,16 +52,19 @@ def finish_rows(
     Raises:
         NonFiniteRowError: A value is NaN or infinite: the worker's own error, should it have missed one.
     """
-    cut_ND = rows_ND[:, :dimensions].astype("<f4", copy=False)
+    cut_ND = np.ascontiguousarray(rows_ND[:, :dimensions], dtype="<f4")
     if normalize:
-        norms_N1 = np.sqrt(np.einsum("nd,nd->n", cut_ND, cut_ND))[:, None]
-        # Rows that are unit length already stay as the model gave them, bit for bit. (NaN is not <=.)
-        if not np.abs(norms_N1 - 1).max() <= UNIT_TOLERANCE:
-            # A row of zeros has no direction; it stays what it is.
-            cut_ND = cut_ND / np.where(norms_N1 > 0, norms_N1, 1)
+        squares_N = np.einsum("nd,nd->n", cut_ND, cut_ND)
+        # Rows that are unit length already stay as the model gave them, bit for bit. (NaN is not <=, and a
+        # row with one has no length: these are finite.)
+        if np.abs(squares_N - 1).max() <= UNIT_TOLERANCE:
+            return cut_ND
+        norms_N1 = np.sqrt(squares_N)[:, None]
+        # A row of zeros has no direction; it stays what it is.
+        cut_ND = np.ascontiguousarray(cut_ND / np.where(norms_N1 > 0, norms_N1, 1), dtype="<f4")
     if not np.isfinite(cut_ND).all():
         raise NonFiniteRowError
-    return np.ascontiguousarray(cut_ND, dtype="<f4")
+    return cut_ND
 
 
 def float_texts(rows_ND: npt.NDArray[np.float32]) -> list[msgspec.Raw]:
@@ -78,11 +81,15 @@ async def embedding_answer(
     embeddings: Embeddings, *, dimensions: int | None, normalize: bool, encoding_format: str, model: str
 ) -> bytes:
     """The body of ``POST /v1/embeddings``."""
-    num_tokens = sum(embeddings.num_tokens)
+    num_tokens, num_image_tokens = sum(embeddings.num_tokens), sum(embeddings.num_image_tokens)
     usage = Usage(
         prompt_tokens=num_tokens,
         total_tokens=num_tokens,
-        prompt_tokens_details=PromptTokensDetails(text_tokens=num_tokens),
+        prompt_tokens_details=PromptTokensDetails(
+            text_tokens=num_tokens - num_image_tokens,
+            image_tokens=num_image_tokens,
+            image_count=embeddings.num_images,
+        ),
     )
     answer_id = f"embd-{secrets.token_hex(12)}"
     is_base64 = encoding_format == "base64"

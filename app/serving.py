@@ -44,26 +44,32 @@ async def embed(request: Request[Any, Any, Any], services: Services, wanted: Emb
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Await ``work``, and cancel it if the client leaves first. The request's body must have been read.
 
+    The work runs in the task of the request, and only its watcher in another: a task for the work as well
+    would cost each query further turns of the event loop.
+
     Raises:
         ClientGoneError: The client left.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_left(receive))
+    task = asyncio.current_task()
+    assert task is not None, "a request is served in a task"
+    watcher = asyncio.ensure_future(_cancel_when_left(receive, task))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
+        return await work
+    except asyncio.CancelledError:
+        has_left = watcher.done() and not watcher.cancelled()
+        # At shutdown the server cancels, too, and that goes on up.
+        if has_left and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
     finally:
-        working.cancel()
-        leaving.cancel()
-        # Both have ended, with whatever they ended in, before the request is answered.
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        # From here on it cannot cancel any more: cancelled itself, it does not get past its `receive`.
+        watcher.cancel()
 
 
-async def _client_left(receive: Receive) -> None:
+async def _cancel_when_left(receive: Receive, task: "asyncio.Task[Any]") -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    task.cancel()
 
 
 def timing_headers(embeddings: Embeddings) -> dict[str, str]:

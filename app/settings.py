@@ -289,7 +289,7 @@ class MediaSettings:
     max_request_image_bytes: Annotated[int, _at_least(1)] = 64 * 1024 * 1024
     """All images of one request together, as files."""
     max_held_image_bytes: Annotated[int, _at_least(1)] = 1024 * 1024 * 1024
-    """Files and pixels of all requests together; what finds no room waits. Queries may have a quarter more."""
+    """Files and pixels of all requests together; what finds no room waits. Queries get a quarter more."""
     fetch_timeout_s: Annotated[float, _duration_s()] = 10.0
     """An image must have arrived by then, redirects included."""
     max_fetches: Annotated[int, _at_least(1)] = 32
@@ -315,7 +315,7 @@ class ImageSettings:
     decode_timeout_s: Annotated[float, _duration_s()] = 10.0
     """An image that takes longer to decode is refused."""
     decode_workers: Annotated[int, _between(0, 1_024)] = 0
-    """Processes that decode images, for models that read them. 0: by the number of cores."""
+    """Processes that decode images; the first is for queries alone. 0: one more than half of the cores."""
 
 
 def _order_the_bounds(_: object, images: ImageSettings) -> None:

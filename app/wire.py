@@ -17,6 +17,11 @@ def _shown_as(**schema: Any) -> Meta:
 
 
 _NUMBERS = {"type": "array", "items": {"type": "number", "format": "float"}}
+_RED_SQUARE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8ISfHgA0wMeAAg1MCANDK"
+    "ARQfGKMRAAAAAElFTkSuQmCC"
+)
+"""A whole PNG, for examples that work as they are."""
 _BASE64 = {"type": "string", "description": "Little-endian float32 values in base64."}
 
 
@@ -75,8 +80,8 @@ class Item(Struct, forbid_unknown_fields=True, frozen=True):
         _shown_as(
             examples=[
                 [
-                    {"type": "text", "text": "A red bicycle."},
-                    {"type": "image_url", "image_url": {"url": "https://example.org/bicycle.jpg"}},
+                    {"type": "text", "text": "A red square."},
+                    {"type": "image_url", "image_url": {"url": _RED_SQUARE}},
                 ]
             ]
         ),
@@ -90,7 +95,7 @@ class Item(Struct, forbid_unknown_fields=True, frozen=True):
             description="An image: an http or https URL, a data URI, or base64. In place of `content`; with "
             "`text` beside it both make one vector, image first. Models that read text only answer 400."
         ),
-        _shown_as(examples=["https://example.org/bicycle.jpg"]),
+        _shown_as(examples=[_RED_SQUARE]),
     ] = None
     instruction: Annotated[
         str | None, Meta(description="As in the request, for this item alone; it goes before the request's.")
@@ -157,8 +162,8 @@ class CreateEmbeddingRequest(Struct, frozen=True):
             examples=[
                 ["Where does the river end?", "The river ends in a lake north of the town."],
                 [
-                    {"text": "A red bicycle.", "image": "https://example.org/bicycle.jpg"},
-                    {"image": "data:image/png;base64,iVBORw0KGgo="},
+                    {"text": "A red square.", "image": _RED_SQUARE},
+                    {"image": _RED_SQUARE},
                 ],
             ]
         ),
@@ -251,6 +256,11 @@ class CreateEmbeddingRequest(Struct, frozen=True):
     embedding_type: Annotated[
         str | list[str] | None, Meta(description="Only `float`; for base64 set `encoding_format`.")
     ] = None
+    output_dimension: Annotated[
+        Integer | float | None,
+        Meta(description="Another name of `dimensions` (Voyage, Cohere)."),
+        _shown_as(oneOf=None, type=["integer", "null"], minimum=1),
+    ] = None
     output_dtype: Annotated[
         str | None, Meta(description="Only `float`; for base64 set `encoding_format`.")
     ] = None
@@ -265,7 +275,7 @@ class CreateEmbeddingRequest(Struct, frozen=True):
             examples=[
                 [
                     {"role": "system", "content": "Find an image that matches the given text."},
-                    {"role": "user", "content": [{"type": "text", "text": "A red bicycle."}]},
+                    {"role": "user", "content": [{"type": "text", "text": "A red square."}]},
                 ]
             ]
         ),
@@ -348,6 +358,8 @@ class Images(Struct, frozen=True, kw_only=True):
     max_per_input: int
     fused: bool
     """An image and a text in one input make one vector together."""
+    part_order: Literal["image_first"] = "image_first"
+    """The model reads images before the text, in whatever order they are sent."""
     min_tokens: int
     """What the smallest image costs."""
     max_tokens: int

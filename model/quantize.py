@@ -42,7 +42,7 @@ class Int8Linear(nn.Module):
         return F.linear(states, weight, self.bias)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def quantize_linear_layers(module: nn.Module) -> int:
     """Replace the linear layers inside a module, in place and one by one: no second copy of all weights.
 

@@ -66,7 +66,7 @@ _SPECIAL_TOKENS = (
 _WORDS = """
     a an and are as at be by for from in is it of on or that the this to with you helpful assistant
     image photo text red green blue white black cat dog car house tree water
-""".split()
+"""
 
 _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
 """How a byte-level vocabulary writes the space."""
@@ -152,7 +152,7 @@ def _byte_alphabet() -> list[str]:
 def _merges() -> Iterator[tuple[str, str]]:
     """The merges that put the words together, letter after letter, each once."""
     known: set[str] = set()
-    for word in _WORDS:
+    for word in _WORDS.split():
         piece = _SPACE
         for letter in word:
             if piece + letter not in known:

@@ -120,7 +120,14 @@ def _read_weights(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) 
         options["trust_remote_code"] = False
     try:
         transformer, keys = model_class.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Told of them, the gate can name one; without, transformers prints a report and names none.
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from error
@@ -131,16 +138,18 @@ def _read_weights(recipe: Recipe, config: PretrainedConfig, dtype: torch.dtype) 
 def _check_keys(transformer: Any, keys: Any, recipe: Recipe) -> None:
     """Every weight that computes must come from the file, and none of the file's may be left out of them."""
     folder = recipe.transformer_folder
+    mismatched = sorted(keys["mismatched_keys"])
+    if mismatched:
+        name, shape, expected_shape = mismatched[0]
+        raise CheckpointError(
+            f"{folder} has {len(mismatched)} weights of another shape than its config.json says, the first is "
+            f"{name}, {list(shape)} instead of {list(expected_shape)}"
+        )
     missing = sorted(key for key in keys["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of {type(transformer).__name__}, the first is "
             f"{missing[0]}"
-        )
-    mismatched = sorted(str(key) for key in keys["mismatched_keys"])
-    if mismatched:
-        raise CheckpointError(
-            f"{folder} has weights of another shape than its config.json says, the first is {mismatched[0]}"
         )
     left_over = sorted(
         key for key in keys["unexpected_keys"] if not _is_free_of_use(key, transformer, recipe.towers)

@@ -88,7 +88,6 @@ def translate(data: CohereEmbedRequest, *, prompts: Mapping[str, str]) -> Transl
         InvalidRequestError: Not exactly one kind of input is there.
     """
     given, kind = _inputs(data)
-    is_image = kind == "images"
     return Translation(
         request=CreateEmbeddingRequest(
             model=data.model,
@@ -96,18 +95,15 @@ def translate(data: CohereEmbedRequest, *, prompts: Mapping[str, str]) -> Transl
             # A text that looks like a data URI is a text here: images have a field of their own.
             modality={"texts": "text", "images": "image", "inputs": None}[kind],
             input_type=_input_type(data.input_type, prompts=prompts),
-            dimensions=data.output_dimension,
+            output_dimension=data.output_dimension,
             truncate=data.truncate or "END",
             truncate_prompt_tokens=data.max_tokens,
             priority=data.priority,
         ),
         names=Names(
             inputs=kind,
-            fields={
-                "dimensions": "output_dimension",
-                "truncate_prompt_tokens": "max_tokens",
-                **({"modality": kind} if is_image else {}),
-            },
+            # Of a modality it is the images that a model cannot read.
+            fields={"truncate_prompt_tokens": "max_tokens", "modality": kind},
         ),
     )
 

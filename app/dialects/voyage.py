@@ -48,9 +48,6 @@ class VoyageMultimodalRequest(Struct, frozen=True):
     output_dtype: Annotated[str | None, Meta(description="Only `float`.")] = None
 
 
-NAMES = Names(inputs="inputs", fields={"dimensions": "output_dimension"})
-
-
 def translate(data: VoyageMultimodalRequest) -> Translation:
     """Say it in our words."""
     return Translation(
@@ -60,10 +57,10 @@ def translate(data: VoyageMultimodalRequest) -> Translation:
             input_type=data.input_type,
             truncation=data.truncation is not False,
             encoding_format=data.output_encoding or data.encoding_format,
-            dimensions=data.output_dimension,
+            output_dimension=data.output_dimension,
             output_dtype=data.output_dtype,
         ),
-        names=NAMES,
+        names=Names(inputs="inputs"),
     )
 
 

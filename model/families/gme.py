@@ -101,7 +101,8 @@ def read(folder: Path, options: LoadOptions) -> Recipe:
         default_prompt_name=None,
         max_tokens=config.get("max_length", MAX_TOKENS),
         reads_more_on_request=True,
-        dimension=config.get("hidden_size"),
+        # Flat as published; nested since transformers 5 saves it.
+        dimension=(config.get("text_config") or config).get("hidden_size"),
         template=_TEMPLATE,
         towers=Towers(
             model_class="Qwen2VLModel",

@@ -1,12 +1,11 @@
-"""From the bytes of an image file to the pixels that a model reads. Runs in a process of its own (``main.py``).
+"""From the bytes of an image file to the pixels that a model reads. Runs in a process of its own (main.py).
 
 Rule 1: Pillow is handed four formats and no more, and its opinion of a file's size is not waited for: what is
 too large is refused by its header.
 Rule 2: no text of Pillow's leaves this file. It may hold an address of the process (CVE-2026-22778).
-Rule 3: the full picture exists once. It is turned, made RGB, laid on white and narrowed in bands, so that a
-decode takes the memory of the loaded file and not three times that. The numbers are those of doing all of it
-at once: a resize is a horizontal pass and then a vertical one (Pillow's Resample.c), and the horizontal pass
-takes each row by itself.
+Rule 3: the full picture exists once. It is made RGB, laid on white, turned and half resized in bands, so that
+a decode takes the memory of the loaded file and not three times that. The numbers are those of doing all of
+it at once: Pillow resizes in two passes, and a pass along the rows takes each row by itself.
 """
 
 import warnings
@@ -26,7 +25,7 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-from PIL.Image import Resampling, Transpose
+from PIL.Image import Resampling
 
 from model.errors import (
     ImageAspectError,
@@ -36,6 +35,7 @@ from model.errors import (
     ImageTooLargeError,
     InvalidImageError,
 )
+from model.images.bands import TURNS, UPRIGHT, Turn, first_pass_bands, first_pass_size
 from model.images.sizes import Size, num_tokens_at, target_sizes
 from model.images.spec import Alpha, DecodedImage, ImageLimits, ImageSpec, Orientation
 
@@ -78,38 +78,6 @@ _COSTS = {
 }
 
 
-class _Turn(NamedTuple):
-    """How stored pixels become an upright picture."""
-
-    method: Transpose | None
-    swaps_sides: bool = False
-    starts_at_end: bool = False
-    """The picture's first rows are the last rows, or columns, that are stored."""
-
-    def upright_size(self, stored: Size) -> Size:
-        return (stored[1], stored[0]) if self.swaps_sides else stored
-
-    def stored_box(self, stored: Size, top: int, bottom: int) -> tuple[int, int, int, int]:
-        """Where the picture's rows from ``top`` to ``bottom`` are stored: left, upper, right, lower."""
-        width, height = stored
-        if self.starts_at_end:
-            num_rows = width if self.swaps_sides else height
-            top, bottom = num_rows - bottom, num_rows - top
-        return (top, 0, bottom, height) if self.swaps_sides else (0, top, width, bottom)
-
-
-_UPRIGHT = _Turn(None)
-_TURNS = {  # by the value of EXIF's Orientation (CIPA DC-008, 4.6.5)
-    2: _Turn(Transpose.FLIP_LEFT_RIGHT),
-    3: _Turn(Transpose.ROTATE_180, starts_at_end=True),
-    4: _Turn(Transpose.FLIP_TOP_BOTTOM, starts_at_end=True),
-    5: _Turn(Transpose.TRANSPOSE, swaps_sides=True),
-    6: _Turn(Transpose.ROTATE_270, swaps_sides=True),
-    7: _Turn(Transpose.TRANSVERSE, swaps_sides=True, starts_at_end=True),
-    8: _Turn(Transpose.ROTATE_90, swaps_sides=True, starts_at_end=True),
-}
-
-
 def decode(
     data: bytes, spec: ImageSpec, limits: ImageLimits, *, orientation: Orientation, alpha: Alpha
 ) -> DecodedImage:
@@ -138,7 +106,7 @@ def decode(
 def _read(
     data: bytes, spec: ImageSpec, limits: ImageLimits, orientation: Orientation, alpha: Alpha
 ) -> tuple[Image.Image, tuple[Size, ...]]:
-    """Read the picture, upright, RGB and as narrow as its first target size, and tell all target sizes."""
+    """Read the picture, upright, RGB and halfway to the first of its target sizes, which it tells as well."""
     opening_kind = "WebP" if data[8:12] == b"WEBP" else "image"
     try:
         with (
@@ -147,9 +115,9 @@ def _read(
         ):
             _check(source, data, limits)
             source.load()
-            turn = _turn_of(source) if orientation is Orientation.EXIF else _UPRIGHT
+            turn = _turn_of(source) if orientation is Orientation.EXIF else UPRIGHT
             sizes = target_sizes(*turn.upright_size(source.size), spec)
-            return _narrowed(source, turn, sizes[0][0], alpha), sizes
+            return _half_resized(source, turn, sizes[0], alpha), sizes
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -211,26 +179,24 @@ def _max_pixels(kind: str, data: bytes, limits: ImageLimits) -> int:
     return min(limits.max_pixels, int(free_bytes / cost.bytes_per_pixel))
 
 
-def _turn_of(source: Image.Image) -> _Turn:
+def _turn_of(source: Image.Image) -> Turn:
     try:
-        return _TURNS.get(source.getexif().get(ExifTags.Base.Orientation, 1), _UPRIGHT)
+        return TURNS.get(source.getexif().get(ExifTags.Base.Orientation, 1), UPRIGHT)
     except Exception:
         # A picture is worth more than its metadata, which is what cameras and editors break most.
-        return _UPRIGHT
+        return UPRIGHT
 
 
-def _narrowed(source: Image.Image, turn: _Turn, new_width: int, alpha: Alpha) -> Image.Image:
-    """The upright picture in RGB, resized to ``new_width`` and at its full height still."""
-    width, height = turn.upright_size(source.size)
-    narrowed = Image.new("RGB", (new_width, height))
-    num_rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, num_rows):
-        bottom = min(top + num_rows, height)
-        band = _to_rgb(source.crop(turn.stored_box(source.size, top, bottom)), alpha)
+def _half_resized(source: Image.Image, turn: Turn, new_size: Size, alpha: Alpha) -> Image.Image:
+    """The upright picture in RGB after the first pass of a resize: one side is the new one, one as it was."""
+    size = turn.upright_size(source.size)
+    half = Image.new("RGB", first_pass_size(size, new_size))
+    for box, band_size in first_pass_bands(size, new_size, max_pixels=_BAND_PIXELS):
+        band = _to_rgb(source.crop(turn.stored_box(source.size, box)), alpha)
         if turn.method is not None:
             band = band.transpose(turn.method)
-        narrowed.paste(band.resize((new_width, band.height), Resampling.BICUBIC), (0, top))
-    return narrowed
+        half.paste(band.resize(band_size, Resampling.BICUBIC), box[:2])
+    return half
 
 
 def _to_rgb(band: Image.Image, alpha: Alpha) -> Image.Image:

@@ -215,6 +215,10 @@ class ImageDecoder:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        for seat in self._seats:
+            if seat.child is not None:  # a keeper that was cancelled before its first step has ended nothing
+                await seat.child.end()
+                seat.child = None
         self._fail_waiting(_closed())
 
     def statistics(self) -> DecoderStatistics:
@@ -248,8 +252,8 @@ class ImageDecoder:
             except _ProcessLostError as error:
                 loss = error
             finally:
-                seat.child = None
                 seat.is_decoding = False
+                seat.child = None
                 returncode = await child.end()
             if loss is not None:
                 log.warning(

@@ -42,7 +42,7 @@ _NO_PIDFD_POLL_S = 0.05
 
 
 class Child:
-    """Owns one process and the gateway's end of its socket. Used by one task, on one loop."""
+    """Owns one process and the gateway's end of its socket. Used by one task at a time, on one loop."""
 
     def __init__(self, *, num_threads: int, log_json: bool) -> None:
         """Start the process; it waits for a ``Load`` frame.
@@ -72,8 +72,18 @@ class Child:
 
     async def send(self, frame: bytes) -> None:
         """Send a whole frame. Raises ``OSError`` when the process is gone."""
+        await self._connection()
+        self.write(frame)
+        await self.drain()
+
+    def write(self, frame: bytes) -> None:
+        """Begin to send a whole frame, after the first was sent; ``drain`` tells what became of it."""
+        assert self._streams is not None, "the first frame is sent by `send`"
+        self._streams[1].write(frame)
+
+    async def drain(self) -> None:
+        """Wait until what was written is on its way. Raises ``OSError`` when the process is gone."""
         _, writer = await self._connection()
-        writer.write(frame)
         await writer.drain()
 
     async def receive(self) -> tuple[frames.ToGateway, memoryview]:

@@ -1,6 +1,7 @@
 """A worker in a process of its own, supervised: what dies is started again, what hangs is killed.
 
-Rule 1: one task owns the process, its socket and the state; ``run`` only hands it a job and waits.
+Rule 1: one task owns the process, its socket and the state. ``run`` hands it a job and waits; while the owner
+        waits for one (``READY``), ``run`` begins to send it in the owner's place, which is then woken.
 Rule 2: every job ends in a result or an error, whatever happens to the process or to the worker.
 Rule 3: one worker is one model: a restart that finds other files has failed.
 Rule 4: nothing here imports torch: a fault of the device must not be able to reach the gateway.
@@ -79,6 +80,7 @@ class _Job:
     num_tokens: int
     timeout_s: float
     answer: "asyncio.Future[PassResult]"
+    is_sent: bool = False
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
@@ -210,6 +212,9 @@ class ProcessWorker:
             answer=asyncio.get_running_loop().create_future(),
         )
         self._jobs.append(job)
+        if self._state is WorkerState.READY and self._child is not None:
+            # Woken first, the owner would send it turns of the event loop later.
+            self._send(self._child, job)
         self._wake.set()
         return await job.answer
 
@@ -353,8 +358,8 @@ class ProcessWorker:
                 await self._wake.wait()
                 continue
             job = self._jobs[0]
-            if not job.answer.done():  # else its caller went away while it waited
-                self._enter(WorkerState.RUNNING)
+            # One whose caller went away while it waited is not run; one that was sent will be answered.
+            if job.is_sent or not job.answer.done():
                 await self._run_job(child, job)
                 self._enter(WorkerState.READY)
             self._jobs.popleft()
@@ -385,7 +390,9 @@ class ProcessWorker:
     async def _exchange(self, child: Child, job: _Job) -> PassResult:
         info = self._info
         assert info is not None, "a pass runs on a loaded model"
-        await child.send(job.frame)
+        if not job.is_sent:
+            self._send(child, job)
+        await child.drain()
         message, body = await child.receive()
         match message:
             case frames.Rows(pass_id=job.pass_id, num_rows=job.num_inputs, dimension=info.dimension):
@@ -399,6 +406,11 @@ class ProcessWorker:
                 raise error_class(f"the encoder raised {message.error_type} in {job}")
             case _:
                 raise frames.FrameError(f"{message!r} is no answer to pass {job.pass_id}")
+
+    def _send(self, child: Child, job: _Job) -> None:
+        self._enter(WorkerState.RUNNING)
+        job.is_sent = True
+        child.write(job.frame)
 
     def _lose_jobs(self, error: WorkerDiedError) -> None:
         """Fail the job in flight with ``error``, and those behind it with one that says they did not run."""

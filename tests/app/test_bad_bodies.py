@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.bodies import has_more_outside_strings
 from app.wire import CreateEmbeddingRequest
-from tests.app.fakes import Gateway, with_settings
+from tests.app.fakes import MULTIMODAL, FakeEngine, Gateway, with_settings
 
 
 def body(fragment: str) -> bytes:
@@ -186,10 +186,41 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
         "and 300000 tokens (max_request_tokens).",
         None,
     ),
-    "messages instead of input": (
-        b'{"model": "tiny", "messages": [{"role": "user", "content": "a"}]}',
-        "'messages' is not supported; send the text of a conversation as input.",
+    "messages beside input": (
+        b'{"model": "tiny", "input": "a", "messages": [{"role": "user", "content": "a"}]}',
+        "'input' and 'messages' both say what to embed; send one of them.",
         "messages",
+    ),
+    "messages that are text": (
+        b'{"model": "tiny", "messages": "a"}',
+        "Invalid value for 'messages': expected array or null, got string.",
+        "messages",
+    ),
+    "a message without a role": (
+        b'{"model": "tiny", "messages": [{"content": "a"}]}',
+        "Missing required parameter: 'messages[0].role'.",
+        "messages[0].role",
+    ),
+    "messages nested 100,000 deep": (
+        b'{"model": "tiny", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "Invalid value for 'messages[0][0]': expected object, got array.",
+        "messages[0][0]",
+    ),
+    "a message nested 100,000 deep as input": (
+        body('[{"role": "user", "content": ' + "[" * 100_000 + "]" * 100_000 + "}]"),
+        "Unknown parameter: 'input[0].role'. Chat messages are an input only in a list where every element is "
+        "one, as one vector for all of them; or send 'messages'.",
+        "input[0].role",
+    ),
+    "a role that is a number as input": (
+        body('[{"role": 5, "content": "a"}]'),
+        "Invalid value for 'input[0].role': expected string, got integer.",
+        "input[0].role",
+    ),
+    "a wrong field beside a conversation as input": (
+        body('[{"content": "a", "role": "user"}]')[:-1] + b', "dimensions": "12"}',
+        "Invalid value for 'dimensions': expected integer, number or null, got string.",
+        "dimensions",
     ),
     "unknown field in an item": (
         body('[{"txet": "a"}]'),
@@ -203,14 +234,22 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
         "part as an item of its own.",
         "input[0].type",
     ),
-    "a conversation as input": (
-        body('[{"role": "user", "content": "a"}]'),
-        "Unknown parameter: 'input[0].role'. Chat messages are not inputs here; send their text.",
+    "a message among texts": (
+        body('[{"role": "user", "content": "a"}, "b"]'),
+        "Unknown parameter: 'input[0].role'. Chat messages are an input only in a list where every element is "
+        "one, as one vector for all of them; or send 'messages'.",
         "input[0].role",
+    ),
+    "a message alone": (
+        body('{"role": "user", "content": "a"}'),
+        "Unknown parameter: 'input.role'. Chat messages are an input only in a list where every element is "
+        "one, as one vector for all of them; or send 'messages'.",
+        "input.role",
     ),
     "an unknown part": (
         body('[[{"type": "video", "video": "a"}]]'),
-        "Invalid value for 'input[0][0].type': 'video'. Allowed: text.",
+        "Invalid value for 'input[0][0].type': 'video'. Allowed: text, image_url, image_base64, image, "
+        "input_image.",
         "input[0][0].type",
     ),
 }
@@ -322,6 +361,17 @@ async def test_parameters_nobody_knows_are_ignored_but_named():
     assert answer.status == 200
     assert answer.headers["x-ignored-params"] == "temperature, x??y?"
     assert gateway.sample("laneway_ignored_params_total") == 2
+
+
+async def test_an_instruction_that_the_model_does_not_read_is_named_before_what_nobody_knows():
+    gateway = Gateway(FakeEngine(info_=MULTIMODAL))
+    item = {"text": "a", "instruction": "i", "input_type": "document"}
+
+    answer = await gateway.embed([item, "b"], instruction="j", input_type="passage", temperature=1)
+
+    assert answer.status == 200
+    assert answer.headers["x-ignored-params"] == "input[0].instruction, instruction, temperature"
+    assert gateway.sample("laneway_ignored_params_total") == 1
 
 
 async def test_the_list_of_ignored_parameters_is_bounded():

@@ -327,16 +327,6 @@ def test_a_log_of_json_lines_holds_no_other_even_if_the_model_cannot_be_loaded(s
     assert lines[-1]["message"].startswith(f"{tmp_path} holds neither a config.json nor a modules.json")
 
 
-def test_images_that_cannot_fit_into_an_input_end_the_start(started):
-    process = serve(started, "tiny-gme", "--max-tokens", "1280", "--workers", "1")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert json.loads(errors.splitlines()[-1])["message"] == (
-        "an image may become 1,280 tokens, but an input is read up to 1,280, its prompt included; "
-        "raise max_tokens, or lower max_image_tokens"
-    )
-
-
 def test_the_tiny_model_says_that_its_vectors_mean_nothing(started):
     process = serve(started, "tiny-gme", "--workers", "1")
     warning = read_until(process, "tiny-gme: ")

@@ -103,7 +103,7 @@ def test_the_banner_of_a_model_of_images_says_what_an_image_costs():
 def test_the_first_requests_to_a_model_of_images_hold_one():
     """They are pasted as they stand, so they must be whole."""
     shell, python = first_requests(serving_images()).split("or in Python:")
-    program, url, _, _, _, body = shlex.split(shell)
+    program, url, _, _, _, body = shlex.split(shell.replace("\\\n", ""))
     assert (program, url) == ("curl", "http://127.0.0.1:8000/v1/embeddings")
     assert json.loads(body)["input"] == [{"text": "a red square"}, {"image": RED_SQUARE}]
     assert python.splitlines()[-2:] == [

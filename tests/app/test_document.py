@@ -6,7 +6,17 @@ import pytest
 
 from tests.app.fakes import Gateway
 
-BODIES = {"CreateEmbeddingRequest", "Item", "TextsRequest", "SimilarityRequest"}
+BODIES = {
+    "CreateEmbeddingRequest",
+    "Item",
+    "Message",
+    "TextsRequest",
+    "ImagesRequest",
+    "FusedRequest",
+    "SimilarityRequest",
+    "CohereEmbedRequest",
+    "VoyageMultimodalRequest",
+}
 EMBEDDING = {"200", "400", "408", "413", "415", "429", "500", "503"}
 
 
@@ -23,9 +33,13 @@ async def test_every_field_of_a_body_says_what_it_does(name: str):
 @pytest.mark.parametrize(
     ("name", "required"),
     [
-        ("CreateEmbeddingRequest", ["input", "model"]),
+        ("CreateEmbeddingRequest", ["model"]),
         ("TextsRequest", ["texts"]),
-        ("SimilarityRequest", ["texts"]),
+        ("ImagesRequest", ["images"]),
+        ("FusedRequest", ["images", "texts"]),
+        ("SimilarityRequest", []),
+        ("CohereEmbedRequest", ["model"]),
+        ("VoyageMultimodalRequest", ["inputs", "model"]),
     ],
 )
 async def test_what_a_request_cannot_do_without_is_required(name: str, required: list[str]):
@@ -34,21 +48,23 @@ async def test_what_a_request_cannot_do_without_is_required(name: str, required:
 
 
 @pytest.mark.parametrize(
-    ("path", "statuses"),
+    ("path", "statuses", "failure"),
     [
-        ("/v1/embeddings", EMBEDDING | {"404"}),
-        ("/embeddings/text", EMBEDDING),
-        ("/similarity", EMBEDDING),
-        ("/embeddings/image", {"400"}),
-        ("/embeddings/fused", {"400"}),
+        ("/v1/embeddings", EMBEDDING | {"404"}, "ErrorResponse"),
+        ("/embeddings/text", EMBEDDING, "ErrorResponse"),
+        ("/embeddings/image", EMBEDDING, "ErrorResponse"),
+        ("/embeddings/fused", EMBEDDING, "ErrorResponse"),
+        ("/similarity", EMBEDDING, "ErrorResponse"),
+        ("/v2/embed", EMBEDDING | {"404"}, "CohereErrorResponse"),
+        ("/v1/multimodalembeddings", EMBEDDING | {"404"}, "VoyageErrorResponse"),
     ],
 )
-async def test_every_answer_of_an_endpoint_is_listed(path: str, statuses: set[str]):
+async def test_every_answer_of_an_endpoint_is_listed(path: str, statuses: set[str], failure: str):
     responses = (await document())["paths"][path]["post"]["responses"]
     assert set(responses) == statuses
     for status in statuses - {"200"}:
         schema = responses[status]["content"]["application/json"]["schema"]
-        assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+        assert schema == {"$ref": f"#/components/schemas/{failure}"}
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/ready", "/v1/health/ready"])

@@ -6,12 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.errors import InvalidRequestError, ModelNotFoundError
 from app.bodies import decode_embedding_request
+from app.errors import InvalidRequestError, ModelNotFoundError
 from app.inputs import EmbeddingRequest, known_names, parse, resolve_model
 from app.settings import Settings, TokenIds, Truncate
 from app.tokens import Cl100k
-from app.wire import CreateEmbeddingRequest
 from batching import Lane
 from model import EmbeddingInput, ModelInfo, Truncation
 from tests.app.fakes import INFO, with_settings
@@ -29,9 +28,8 @@ def read(
     suffix: str | None = None,
     **fields: Any,
 ) -> EmbeddingRequest:
-    request = msgspec.convert({"model": "m", "input": given, **fields}, CreateEmbeddingRequest)
     return parse(
-        request,
+        decode_embedding_request(msgspec.json.encode({"model": "m", "input": given, **fields})),
         headers=headers or {},
         model_input_type=suffix,
         info=info,
@@ -129,8 +127,8 @@ def test_a_modality_the_model_has_not_is_refused(modality: Any, message: str, co
 @pytest.mark.parametrize(
     ("given", "message", "param"),
     [
-        ({}, "'input' has neither content nor text.", "input"),
-        ([{"instruction": "i"}], "'input[0]' has neither content nor text.", "input[0]"),
+        ({}, "'input' has neither content nor text nor image.", "input"),
+        ([{"instruction": "i"}], "'input[0]' has neither content nor text nor image.", "input[0]"),
         ([{"text": "a", "content": "b"}], "'input[0]' has both content and text; send one.", "input[0]"),
         ([{"text": ""}], "'input[0].text' is an empty string.", "input[0].text"),
         ([{"content": []}], "'input[0].content' is an empty string.", "input[0].content"),

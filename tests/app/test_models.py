@@ -83,6 +83,7 @@ async def test_a_model_of_images_tells_what_it_reads_of_them():
     assert card["images"] == {
         "max_per_input": 1,
         "fused": True,
+        "part_order": "image_first",
         "min_tokens": 256,
         "max_tokens": 1280,
         "formats": ["jpeg", "png", "webp", "gif"],

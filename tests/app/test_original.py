@@ -1,5 +1,6 @@
 """The endpoints of the service that came before."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from app.dialects.original import (
     translate_images,
     translate_similarity,
 )
-from app.errors import InvalidRequestError
 from app.wire import Item
 from batching import Lane
 from model import EmbeddingInput
-from tests.app.fakes import FakeEngine, Gateway, vector_of
+from tests.app.fakes import INFO, FakeEngine, Gateway, vector_of
 
 TEXT_ONLY = {
     "message": "This model embeds text only; images are not supported.",
@@ -186,6 +186,15 @@ async def test_texts_are_compared_by_the_vectors_that_the_other_endpoints_give()
     assert np.allclose(matrix, rows @ rows.T, atol=1e-6)
 
 
+async def test_cosines_are_never_past_one():
+    """acos() of 1.0000001 is NaN in the client; and the rows of some models are no unit vectors."""
+    gateway = Gateway(FakeEngine(info_=replace(INFO, dimension=384), scale=3.0))
+    answer = await gateway.post("/similarity", {"texts": [f"text {number}" for number in range(50)]})
+    matrix = np.array(answer.json["similarity_matrix"])
+    assert np.allclose(np.diag(matrix), 1, atol=1e-6)
+    assert np.abs(matrix).max() <= 1
+
+
 def test_in_a_comparison_texts_are_queries_and_images_documents():
     data = SimilarityRequest(texts=["a"], images=["u", "v"], instruction="i")
     translation = translate_similarity(data, model="tiny")
@@ -211,12 +220,6 @@ async def test_too_much_to_compare_is_refused():
     assert answer.error["message"] == (
         "'texts, images' holds 2100 inputs; one request may hold 2048 (max_inputs)."
     )
-
-
-def test_a_refusal_without_a_place_stays_as_it_is():
-    names = translate_similarity(SimilarityRequest(texts=["a"]), model="tiny").names
-    error = InvalidRequestError("The 'input' is odd.", code="odd")
-    assert names.renamed(error) is error
 
 
 # Lanes -----------------------------------------------------------------------------------------------------

@@ -135,3 +135,14 @@ def test_parts_are_read_as_they_are():
     assert translation.names.name_of("input[0].content[1].image_base64") == (
         "inputs[0].content[1].image_base64"
     )
+
+
+async def test_voyages_name_for_the_size_is_understood_with_texts():
+    """Its SDK sends texts to the endpoint of OpenAI's clients; ignored, the vectors would be of another size."""
+    gateway = Gateway()
+    cut = await gateway.embed("a", output_dimension=4, output_dtype=None, truncation=True)
+    assert len(cut.json["data"][0]["embedding"]) == 4
+    assert "x-ignored-params" not in cut.headers
+    refused = await gateway.embed("a", output_dimension=3)
+    assert (refused.status, refused.error["param"]) == (400, "output_dimension")
+    assert len((await gateway.embed("a", dimensions=2, output_dimension=4)).json["data"][0]["embedding"]) == 2

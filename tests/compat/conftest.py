@@ -20,6 +20,7 @@ from model import find_checkpoint
 
 LANEWAY = Path(sys.executable).parent / "laneway"
 READY_WITHIN_S = 120
+GOLDEN_CHECKPOINT = Path(__file__).parents[1] / "data" / "tiny-gme"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,24 @@ def wait_until_ready(server: RunningServer) -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     running = start_server()
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def image_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The tiny GME, built anew, in a cache of its own."""
+    running = start_server("tiny-gme", "--workers", "1", XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")))
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def golden_server() -> Iterator[RunningServer]:
+    """The tiny checkpoint that the reference vectors were made with."""
+    running = start_server(str(GOLDEN_CHECKPOINT), "--workers", "1")
     yield running
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(30) == 0

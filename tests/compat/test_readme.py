@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.compat.conftest import LANEWAY, RunningServer
 
@@ -36,34 +37,69 @@ def is_to_serve(block: str) -> bool:
     return block.startswith(".venv/bin/laneway serve")
 
 
+def dimension_for(block: str) -> int:
+    """Of the model that the block is written for."""
+    return 64 if reads_images(block) else 384
+
+
+def reads_images(block: str) -> bool:
+    return "tiny-gme" in block or "/embeddings/fused" in block
+
+
+@pytest.fixture
+def root(block: str, request: pytest.FixtureRequest) -> str:
+    """The address of a server that serves what the block asks for."""
+    running: RunningServer = request.getfixturevalue("image_server" if reads_images(block) else "server")
+    return running.root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where somebody who reads along has a photo."""
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    return tmp_path
+
+
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.split()[1])
-def test_a_python_block_gets_vectors(block: str, server: RunningServer) -> None:
+def test_a_python_block_gets_vectors(block: str, root: str, folder: Path) -> None:
     assert URL in block
     done = subprocess.run(
-        [sys.executable, "-c", block.replace(URL, server.root) + USE],
+        [sys.executable, "-c", block.replace(URL, root) + USE],
         capture_output=True,
         text=True,
         check=False,
+        cwd=folder,
         env=os.environ.copy(),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "384"
+    assert done.stdout.split()[-1] == str(dimension_for(block))
 
 
-def test_the_python_blocks_are_the_three_clients() -> None:
+def test_the_python_blocks_are_one_for_each_client() -> None:
     assert [block.split()[1] for block in blocks("python")] == [
         "openai",
         "langchain_openai",
         "llama_index.embeddings.openai_like",
+        "base64",
+        "cohere",
+        "voyageai",
     ]
 
 
-def test_the_curl_block_gets_a_vector(server: RunningServer) -> None:
-    [block] = [block for block in blocks("bash") if block.startswith("curl")]
+def curl_blocks() -> list[str]:
+    return [block for block in blocks("bash") if block.startswith("curl")]
+
+
+@pytest.mark.parametrize("block", curl_blocks(), ids=lambda block: block.split()[1].removeprefix(URL))
+def test_a_curl_block_gets_a_vector(block: str, root: str, folder: Path) -> None:
     done = subprocess.run(
-        ["bash", "-c", block.replace(URL, server.root)], capture_output=True, text=True, check=True
+        ["bash", "-c", block.replace(URL, root)], capture_output=True, text=True, check=True, cwd=folder
     )
-    assert len(json.loads(done.stdout)["data"][0]["embedding"]) == 384
+    answer = json.loads(done.stdout)
+    [vector] = (
+        answer["embeddings"] if "embeddings" in answer else [one["embedding"] for one in answer["data"]]
+    )
+    assert len(vector) == dimension_for(block)
 
 
 def serve_lines() -> list[str]:
@@ -87,5 +123,7 @@ def test_every_block_is_run_or_is_the_installation() -> None:
     assert set(opened) == {"python", "bash"}
     [install] = [block for block in blocks("bash") if is_to_install(block)]
     assert install.splitlines()[1:] == ["make serve"]
-    assert len(blocks("bash")) == 3
-    assert len(serve_lines()) == 3
+    assert len(curl_blocks()) == 3
+    others = [block for block in blocks("bash") if block not in (install, *curl_blocks())]
+    assert all(is_to_serve(block) for block in others)
+    assert len(serve_lines()) == 7

@@ -1,13 +1,23 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from model import find_checkpoint
 from model.encoder import TransformerEncoder
 from model.loading import load_encoder
 from model.worker import LoadOptions
 from tests.model import gme_cases
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As a worker on CPU has. Several would also wait for each other wherever other tests run beside these."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,10 @@ def with_broken_checksum(data: bytes, chunk_name: bytes) -> bytes:
     return data[:end] + bytes(byte ^ 0xFF for byte in data[end : end + 4]) + data[end + 4 :]
 
 
+def with_wrong_byte(data: bytes, index: int) -> bytes:
+    return data[:index] + bytes([data[index] ^ 0xFF]) + data[index + 1 :]
+
+
 def png_of_many_texts(num_chunks: int) -> bytes:
     return red_png(*[png_chunk(b"tEXt", b"k\0v")] * num_chunks)
 
@@ -190,7 +194,11 @@ def good_files() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
             grey16_png(40_000, transparent=40_001),
             (156, 156, 156),
         ),
-        "PNG with a broken palette entry": (save(solid("P", 200), "PNG"), (200, 200, 200)),
+        "PNG with colours beyond its palette": (save(solid("P", 200), "PNG"), (0, 0, 0)),
+        "PNG with a wrong checksum behind its pixels": (
+            with_broken_checksum(save(solid("RGB", RED), "PNG"), b"IDAT"),
+            RED,
+        ),
         "APNG": (animation("PNG"), RED),
         "JPEG RGB": (save(solid("RGB", RED), "JPEG", quality=95), (254, 0, 0)),
         "JPEG grey": (save(solid("L", 100), "JPEG"), (100, 100, 100)),
@@ -237,14 +245,10 @@ def bad_files() -> dict[str, bytes]:
         "PNG without pixels": whole_png[: whole_png.index(b"IDAT") - 4],
         "PNG cut in half": whole_png[: len(whole_png) // 2],
         "PNG with a broken header checksum": with_broken_checksum(whole_png, b"IHDR"),
-        "PNG with a broken pixel checksum": with_broken_checksum(whole_png, b"IDAT"),
-        "PNG with junk for pixels": whole_png.replace(
-            whole_png[whole_png.index(b"IDAT") + 4 :][:200], bytes(range(200)), 1
-        ),
-        "PNG palette without palette": png(60, 40, (b"\0" + bytes(60)) * 40, color_type=3),
+        "PNG with one byte of its pixels wrong": with_wrong_byte(whole_png, whole_png.index(b"IDAT") + 5000),
+        "PNG with junk for pixels": red_png(png_chunk(b"IDAT", b"this is no zlib stream")),
         "PNG whose text is a bomb": red_png(png_chunk(b"zTXt", b"k\0\0" + zlib_bomb())),
         "PNG whose colour profile is a bomb": red_png(png_chunk(b"iCCP", b"k\0\0" + zlib_bomb())),
-        "PNG of fewer rows than it says": png(60, 40, (b"\0" + bytes(RED) * 60) * 20),
         "JPEG cut in half": jpeg[: len(jpeg) // 2],
         "JPEG of a header alone": jpeg[:200],
         "WebP cut in half": webp[: len(webp) // 2],
@@ -264,20 +268,22 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def largest_files() -> dict[str, tuple[bytes, tuple[int, int]]]:
-    """Files as large as the default limits allow, each in its way, and their size."""
+def largest_files() -> dict[str, bytes]:
+    """Files that are as large as the default limits allow, each in its way."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    wide = noise(300, 200)
     return {
-        "PNG RGBA": (save(solid("RGBA", (*RED, 100), (8000, 5000)), "PNG", compress_level=1), (8000, 5000)),
-        "PNG 16-bit grey": (grey16_png(40_000, transparent=3, size=(8000, 5000)), (8000, 5000)),
-        "PNG, 200 to 1": (red_png(size=(65_400, 327)), (65_400, 327)),
-        "JPEG, turned": (save(wide.resize((8000, 5000)), "JPEG", exif=exif), (8000, 5000)),
-        "progressive JPEG": (
-            save(wide.resize((7000, 3900)), "JPEG", progressive=True, subsampling=0),
-            (7000, 3900),
+        "PNG with alpha, 40 million pixels": png(
+            8000, 5000, (b"\0" + bytes((*RED, 100)) * 8000) * 5000, color_type=6
         ),
-        "WebP": (flat_webp(4160, 4160, (*RED, 100)), (4160, 4160)),
-        "GIF": (save(solid("P", 0, (8000, 5000)), "GIF"), (8000, 5000)),
+        "PNG, 200 to 1": red_png(size=(65_400, 327)),
+        "JPEG on its side, 40 million pixels": save(solid("RGB", RED, (8000, 5000)), "JPEG", exif=exif),
+        "progressive JPEG, 28 million pixels": save(
+            solid("RGB", RED, (7000, 4000)), "JPEG", progressive=True, subsampling=0
+        ),
+        "progressive CMYK JPEG, 23 million pixels": save(
+            solid("CMYK", (0, 9, 9, 9), (5750, 4000)), "JPEG", progressive=True, subsampling=0
+        ),
+        "WebP, 17 million pixels": flat_webp(4160, 4160, (*RED, 100)),
+        "GIF, 40 million pixels": save(solid("P", 0, (8000, 5000)), "GIF"),
     }

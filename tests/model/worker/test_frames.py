@@ -13,6 +13,15 @@ from tests.model.worker.fakes import fake_info, features_of
 ids = arrays.arrays(np.int32, st.integers(1, 40))
 counts = st.integers(0, 2**31)
 some_features = st.builds(Features, token_ids=ids, num_prompt_tokens=counts, num_dropped_tokens=counts)
+images = arrays.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3)))
+some_features_with_images = st.builds(
+    Features,
+    token_ids=ids,
+    images=st.lists(images, min_size=1, max_size=3).map(tuple),
+    num_image_tokens=counts,
+    num_prompt_tokens=counts,
+    num_dropped_tokens=counts,
+)
 
 
 def cut(frame: bytes) -> tuple[memoryview, memoryview]:
@@ -35,6 +44,36 @@ def test_a_pass_comes_out_as_it_went_in(pass_id: int, features: list[Features]):
         assert np.array_equal(ours.token_ids, theirs.token_ids)
         assert ours.num_prompt_tokens == theirs.num_prompt_tokens
         assert ours.num_dropped_tokens == theirs.num_dropped_tokens
+
+
+@given(st.lists(some_features | some_features_with_images, min_size=1, max_size=8))
+def test_images_come_out_as_they_went_in_each_with_its_input(features: list[Features]):
+    header, body = cut(frames.pack_run(1, features))
+    unpacked = frames.unpack_run(frames.unpack_for_worker(header), body)
+    for ours, theirs in zip(features, unpacked, strict=True):
+        assert np.array_equal(ours.token_ids, theirs.token_ids)
+        assert ours.num_image_tokens == theirs.num_image_tokens
+        assert len(ours.images) == len(theirs.images)
+        for sent, received in zip(ours.images, theirs.images, strict=True):
+            assert received.dtype == np.uint8
+            assert np.array_equal(sent, received)
+
+
+def test_a_pass_of_texts_says_nothing_of_images():
+    """A query's frame is as short as before there were images."""
+    header, _ = cut(frames.pack_run(1, [features_of(1, 2), features_of(3)]))
+    run = frames.unpack_for_worker(header)
+    assert (run.image_sizes, run.image_lengths) == ((), ())
+
+
+def test_pixels_of_any_layout_are_packed_as_rows():
+    """What a decoder hands over may be a view of a larger picture, or mirrored."""
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    image = picture[::-1, 1:5]
+    one = Features(token_ids=np.array([1], dtype=np.int32), images=(image,), num_image_tokens=1)
+    header, body = cut(frames.pack_run(1, [one]))
+    (unpacked,) = frames.unpack_run(frames.unpack_for_worker(header), body)
+    assert np.array_equal(unpacked.images[0], image)
 
 
 def test_ids_of_any_layout_and_type_are_packed_as_int32():
@@ -136,6 +175,35 @@ def test_a_frame_beyond_the_limits_is_not_packed():
         frames.pack_head(frames.Stop(), body_bytes=frames.MAX_BODY_BYTES + 1)
 
 
+def with_images(**changes: object) -> frames.Run:
+    """The header of a pass of two inputs, of which the first has an image of 2 by 2 pixels: 8 + 12 bytes."""
+    sound = {
+        "pass_id": 1,
+        "lengths": (1, 1),
+        "prompt_lengths": (0, 0),
+        "dropped_lengths": (0, 0),
+        "image_sizes": (((2, 2),), ()),
+        "image_lengths": (1, 0),
+    }
+    return frames.Run(**sound | changes)
+
+
+@pytest.mark.parametrize("sizes", [(((0, 2),), ()), (((-2, 2),), ()), (((2,),), ()), (((2, 2, 2),), ())])
+def test_image_sizes_that_are_none_are_refused(sizes: object):
+    header, _ = cut(frames.pack_head(with_images(image_sizes=sizes)))
+    with pytest.raises(frames.FrameError, match="no message for a worker"):
+        frames.unpack_for_worker(header)
+
+
+def test_sound_sizes_are_read():
+    """The messages above are about what is changed, not about the rest."""
+    body = memoryview(np.array([7, 8], dtype=np.int32).tobytes() + bytes(range(12)))
+    first, second = frames.unpack_run(with_images(), body)
+    assert (first.token_ids.tolist(), second.token_ids.tolist()) == ([7], [8])
+    assert first.images[0].tolist() == np.arange(12).reshape(2, 2, 3).tolist()
+    assert second.images == ()
+
+
 @pytest.mark.parametrize(
     ("run", "body_bytes", "message"),
     [
@@ -149,6 +217,11 @@ def test_a_frame_beyond_the_limits_is_not_packed():
             16,
             "body of 16 bytes",
         ),
+        (with_images(image_sizes=(((2, 2),),)), 20, "1 lists of image sizes"),
+        (with_images(image_lengths=(4,)), 20, "1 image lengths"),
+        (with_images(), 8, "2 tokens and 12 bytes of pixels has a body of 8 bytes"),
+        (with_images(image_sizes=(((2**31, 2**31),), ())), 20, "a body of 20 bytes"),
+        (with_images(image_sizes=(((2, 3),), ())), 20, "18 bytes of pixels has a body of 20 bytes"),
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(run: frames.Run, body_bytes: int, message: str):

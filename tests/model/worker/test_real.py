@@ -13,8 +13,10 @@ import pytest_asyncio
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import find_checkpoint
+from model.encoder import TransformerEncoder
 from model.errors import CheckpointError, WorkerDiedError
 from model.worker import InlineWorker, LoadOptions, ProcessWorker, WorkerState
+from tests.model import gme_cases
 from tests.model.checkpoints import build_checkpoint
 from tests.model.worker.fakes import features_of
 from tests.model.worker.processes import mapped_bytes, pss_bytes
@@ -111,3 +113,16 @@ async def test_a_folder_without_a_model_is_one_line_for_the_operator(tmp_path: P
         await ProcessWorker(LoadOptions(folder=str(tmp_path), source="nothing")).start(lambda _: None)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def test_texts_and_images_share_a_pass_of_a_process(gme: TransformerEncoder):
+    """Pixels cross the socket, and every vector is the one of the authors' code."""
+    some = [gme_cases.cases()[index] for index in (14, 0, 11, 6, 17)]  # both, text, image, text, both
+    worker = ProcessWorker(LoadOptions(folder=str(gme_cases.FOLDER), source="tiny-gme"))
+    info = await worker.start(lambda _: None)
+    assert info == gme.info
+    result = await worker.run(gme_cases.features_of(info, [case.input for case in some]))
+    await worker.stop()
+    expected = np.stack([case.vector for case in some])
+    assert result.nonfinite_rows == ()
+    assert np.abs(result.rows - expected).max() <= gme_cases.TOLERANCE

@@ -1,0 +1,2 @@
+def test_fail():
+    assert 1 == 2
