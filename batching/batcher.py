@@ -204,8 +204,7 @@ class Batcher:
                 self._deliver(composed, outcome)
             else:
                 self._try_again(composed, outcome)
-            # The device and the callers first: whoever only watches is told a turn later.
-            asyncio.get_running_loop().call_soon(self._report, slot, composed, run_s, outcome)
+            self._report(slot, composed, run_s, outcome)
 
     async def _take_pass(self, runner: Runner) -> Pass:
         while True:

@@ -488,15 +488,8 @@ class TestCancellation:
 
         async def main():
             callers: list[asyncio.Task[SubmissionOutcome]] = []
-
-            class RunnerThatCallersFlee(FakeRunner):
-                async def run(self, payloads: Sequence[object]) -> RunResult:
-                    result = await super().run(payloads)
-                    # The pass ends, and the caller leaves before it could look at the failure.
-                    asyncio.get_running_loop().call_soon(callers[0].cancel)
-                    return result
-
-            batcher = batcher_of(RunnerThatCallersFlee())
+            # The pass ends, and the caller leaves before it could look at the failure.
+            batcher = batcher_of(FakeRunner(), on_pass=lambda _: callers[0].cancel() and None)
             callers.append(asyncio.create_task(batcher.submit(work(Item(is_bad=True)), lane=DOCUMENT)))
             with pytest.raises(asyncio.CancelledError):
                 await callers[0]

@@ -189,10 +189,13 @@ async def test_one_process_takes_no_documents(decoder: Factory):
 async def test_all_processes_take_queries(decoder: Factory):
     pool = decoder(num_processes=2)
     await pool.start()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(2):
-            group.create_task(pool.decode(LASTING, is_query=True))
-        await becomes(lambda: pool.statistics().num_decoding == 2)
+    for pid in pool.statistics().pids:
+        os.kill(pid, signal.SIGSTOP)
+    queries = [start_decode(pool, is_query=True) for _ in range(2)]
+    await becomes(lambda: pool.statistics().num_decoding == 2)
+    for pid in pool.statistics().pids:
+        os.kill(pid, signal.SIGCONT)
+    await asyncio.gather(*queries)
 
 
 async def test_a_caller_that_goes_away_gives_its_place_up(decoder: Factory):

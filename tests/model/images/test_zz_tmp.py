@@ -1,2 +1,0 @@
-def test_fail():
-    assert 1 == 2
