@@ -117,7 +117,7 @@ def _inputs(given: WireInput) -> list[tuple[str, Spelling]]:
     if not isinstance(given, list):
         return [("input", given)]
     if not given:
-        raise InvalidRequestError("'input' is empty; send at least one text.", param="input")
+        raise InvalidRequestError("'input' is empty; send at least one input.", param="input")
     ids = [element for element in given if isinstance(element, int)]
     if len(ids) == len(given):
         return [("input", [*ids])]

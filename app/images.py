@@ -140,7 +140,7 @@ class ImageLoader:
                 f"The request holds {len(references)} images; one request may hold "
                 f"{self._settings.max_images} (max_images).",
                 param=references[self._settings.max_images].param,
-                code="invalid_image",
+                code="too_many_images",
             )
         # First what costs nobody else anything.
         decoded = await self._decode([one for one in references if one.data is not None])

@@ -19,7 +19,6 @@ from app.wire import (
     CreateEmbeddingResponse,
     Embedding,
     PromptTokensDetails,
-    SimilarityResponse,
     TextsResponse,
     Usage,
 )
@@ -114,22 +113,6 @@ async def texts_answer(embeddings: Embeddings, *, normalize: bool) -> bytes:
         return _encoder.encode(TextsResponse(embeddings=float_texts(rows_ND), dimension=rows_ND.shape[1]))
 
     if embeddings.rows.size * FLOAT_TEXT_BYTES <= INLINE_BYTES:
-        return encode()
-    return await asyncio.to_thread(encode)
-
-
-async def similarity_answer(embeddings: Embeddings) -> bytes:
-    """The body of ``POST /similarity``: cosines of every row with every row."""
-
-    def encode() -> bytes:
-        rows_ND = finish_rows(embeddings.rows, dimensions=None, normalize=True)
-        # Rounding takes a cosine past 1 by an ulp or two, and acos() of that is NaN in the client.
-        cosines_NN = np.clip(rows_ND @ rows_ND.T, -1, 1)
-        shape = (len(cosines_NN), len(cosines_NN))
-        return _encoder.encode(SimilarityResponse(similarity_matrix=float_texts(cosines_NN), shape=shape))
-
-    num_rows = len(embeddings.rows)
-    if num_rows * num_rows * FLOAT_TEXT_BYTES <= INLINE_BYTES:
         return encode()
     return await asyncio.to_thread(encode)
 

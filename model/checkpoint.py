@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import CheckpointError
+from model.gate import first_line
 from model.tiny_gme import TINY_GME_NAME, build_tiny_gme
 
 EMBEDDED_NAME = "minilm"
@@ -192,7 +193,7 @@ def _from_hugging_face(source: str, revision: str | None, on_stage: OnStage | No
             "for a private one"
         ) from error
     except HfHubHTTPError as error:
-        raise CheckpointError(f"Hugging Face refused {source}: {_first_line(error)}") from error
+        raise CheckpointError(f"Hugging Face refused {source}: {first_line(error)}") from error
     except OSError as error:
         raise _disk_or_network_error(source, error, cache_variable="HF_HOME") from error
     return _found(source, Path(folder))
@@ -220,7 +221,7 @@ def _from_modelscope(source: str, revision: str | None, on_stage: OnStage | None
         raise _disk_or_network_error(source, error, cache_variable="MODELSCOPE_CACHE") from error
     except Exception as error:
         # The client raises plain and private types for unknown ids; their first line is the useful one.
-        raise CheckpointError(f"ModelScope cannot give {model_id}: {_first_line(error)}") from error
+        raise CheckpointError(f"ModelScope cannot give {model_id}: {first_line(error)}") from error
     return _found(source, Path(folder))
 
 
@@ -231,13 +232,9 @@ def _disk_or_network_error(source: str, error: OSError, *, cache_variable: str) 
             "disk"
         )
     return CheckpointError(
-        f"cannot fetch {source}: {_first_line(error)}; is this machine connected? A folder that was fetched "
+        f"cannot fetch {source}: {first_line(error)}; is this machine connected? A folder that was fetched "
         "before works offline"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _percent_teller(on_stage: OnStage) -> _TellBytes:

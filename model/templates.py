@@ -1,4 +1,4 @@
-"""Rows of token ids for models with a prompt template: special tokens by id, everything else as ordinary text.
+"""Rows of token ids for models with a prompt template: special tokens by id, all else as ordinary text.
 
 Law of this file: a text is tokenised together with the literal text around it up to the next special token,
 and never with anything beyond. So merges at its border are those of the whole prompt, and nothing that a

@@ -73,7 +73,7 @@ class PassResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTokens:
-    """How an image stands in a row of token ids: ``start``, as many times ``pad`` as it has tokens, ``end``."""
+    """How an image stands among token ids: ``start``, ``pad`` as many times as it has tokens, ``end``."""
 
     start: tuple[int, ...]
     pad: int

@@ -142,8 +142,8 @@ def _check_keys(transformer: Any, keys: Any, recipe: Recipe) -> None:
     if mismatched:
         name, shape, expected_shape = mismatched[0]
         raise CheckpointError(
-            f"{folder} has {len(mismatched)} weights of another shape than its config.json says, the first is "
-            f"{name}, {list(shape)} instead of {list(expected_shape)}"
+            f"{folder} has {len(mismatched)} weights of another shape than its config.json says, the first "
+            f"is {name}, {list(shape)} instead of {list(expected_shape)}"
         )
     missing = sorted(key for key in keys["missing_keys"] if not key.startswith("pooler."))
     if missing:

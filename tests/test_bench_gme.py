@@ -12,6 +12,7 @@ from bench import drift, gme
 from bench.images import noise_image
 from model import CheckpointError
 from model.images.spec import ImageSpec, ResizeRule
+from tests.model.leaking import whole_row_attention
 
 TINY_GME = Path(__file__).parent / "data" / "tiny-gme"
 SPEC = ImageSpec(
@@ -62,15 +63,7 @@ def test_gmes_benchmark_runs_without_a_gpu_and_stores_nothing(run: Callable[...,
 
 def test_gmes_benchmark_refuses_layers_that_let_inputs_see_each_other(monkeypatch: pytest.MonkeyPatch):
     """It goes through the gate of served models: a fast wrong vector is worth nothing."""
-
-    def whole_row(query_THd, key_TGd, value_TGd, _segments, rule):
-        states = [states.transpose(0, 1).unsqueeze(0) for states in (query_THd, key_TGd, value_TGd)]
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            *states, is_causal=rule.is_causal, enable_gqa=True
-        )
-        return attended[0].transpose(0, 1)
-
-    monkeypatch.setattr("model.packing._segment_attention", whole_row)
+    monkeypatch.setattr("model.packing._segment_attention", whole_row_attention)
     with pytest.raises(CheckpointError, match="packed passes differ from single ones"):
         gme.build(gme.SHAPES["tiny"], device="cpu", dtype=torch.float32)
 

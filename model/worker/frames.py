@@ -2,7 +2,7 @@
 
 A frame is a prefix (mark, size of the header, size of the body), a msgpack header and a body of raw
 numbers: int32 token ids and uint8 pixels on the way down, float32 rows on the way up, in the machine's byte
-order. The header says how the body is cut, so ids, pixels and rows are read where they arrived, without a copy.
+order. The header says how the body is cut, so ids, pixels and rows are read where they arrived, uncopied.
 
 Rule 1: sizes are checked before anything is allocated, shapes before anything is read.
 Rule 2: nothing here reads or writes a socket; ``child.py`` and ``main.py`` do that.

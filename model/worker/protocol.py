@@ -68,7 +68,7 @@ class LoadOptions:
     """What the weights are stored in. ``None``: in ``dtype``. It saves memory, not time, and moves vectors a
     little: ``python -m bench.drift`` says how far."""
     pad_passes: bool = False
-    """Use length-bucketed padding even where packing works (for comparisons)."""
+    """Use length-bucketed padding even where packing works (for comparisons). Two towers always pack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

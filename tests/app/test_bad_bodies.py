@@ -107,7 +107,7 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
         "Invalid value for 'input[1]': expected integer, string, object or array, got number.",
         "input[1]",
     ),
-    "empty list": (body("[]"), "'input' is empty; send at least one text.", "input"),
+    "empty list": (body("[]"), "'input' is empty; send at least one input.", "input"),
     "empty string": (body('""'), "'input' is an empty string.", "input"),
     "empty string in a list": (body('["a", ""]'), "'input[1]' is an empty string.", "input[1]"),
     "empty list in a list": (body('["a", []]'), "'input[1]' is an empty list.", "input[1]"),

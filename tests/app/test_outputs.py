@@ -16,7 +16,6 @@ from app.outputs import (
     embedding_answer,
     finish_rows,
     float_texts,
-    similarity_answer,
     texts_answer,
 )
 from model import NonFiniteRowError
@@ -129,15 +128,6 @@ async def test_an_answer_is_whole_and_in_order_in_either_place(
         if encoding_format == "base64":
             vector = np.frombuffer(base64.b64decode(vector), dtype="<f4")
         assert np.array_equal(np.array(vector, dtype=np.float32), row)
-
-
-async def test_similarities_are_cosines_and_never_past_one():
-    """acos() of 1.0000001 is NaN in the client."""
-    body = msgspec.json.decode(await similarity_answer(embeddings(random_unit_rows(50, 384) * np.float32(3))))
-    matrix = np.array(body["similarity_matrix"])
-    assert body["shape"] == [50, 50]
-    assert np.allclose(np.diag(matrix), 1, atol=1e-6)
-    assert np.abs(matrix).max() <= 1
 
 
 async def test_plain_texts_get_plain_lists():

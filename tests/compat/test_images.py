@@ -75,7 +75,9 @@ def test_each_reference_vector_comes_alone_too_and_in_any_order(client: OpenAI) 
         [vector] = embed(client, [item_of(case)])
         assert np.abs(vector - np.array(case["embedding"])).max() <= REFERENCE["tolerance"]
     together = embed(client, [item_of(case) for case in shuffled])
-    assert np.abs(together - np.array([case["embedding"] for case in shuffled])).max() <= REFERENCE["tolerance"]
+    assert (
+        np.abs(together - np.array([case["embedding"] for case in shuffled])).max() <= REFERENCE["tolerance"]
+    )
 
 
 def test_special_tokens_in_a_text_are_text(client: OpenAI) -> None:
@@ -139,7 +141,9 @@ def test_a_conversation_is_one_vector(client: OpenAI) -> None:
     message = {"role": "user", "content": parts}
     as_input = embed(client, [message])
     answer = client.post(
-        "/embeddings", cast_to=object, body={"model": MODEL, "messages": [message], "encoding_format": "float"}
+        "/embeddings",
+        cast_to=object,
+        body={"model": MODEL, "messages": [message], "encoding_format": "float"},
     )
     assert np.abs(as_input[0] - expected).max() <= 2e-6
     assert np.abs(np.array(answer["data"][0]["embedding"]) - expected).max() <= 2e-6  # type: ignore[index]

@@ -17,6 +17,7 @@ from model import EmbeddingInput, Features, Preparer
 from model.encoder import TransformerEncoder, padded_buckets
 from model.packing import PackingUnsupportedError, packed, packed_attention
 from tests.model.checkpoints import ARCHITECTURES, CORPUS, build_checkpoint
+from tests.model.leaking import whole_row_attention
 
 TOLERANCE = 1e-5
 TEXTS = [
@@ -136,7 +137,10 @@ def test_half_precision_stays_close_to_single(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packing_is_refused_where_sequences_would_see_each_other(
-    dtype: str, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch, load_from: Callable[..., TransformerEncoder]
+    dtype: str,
+    minilm_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load_from: Callable[..., TransformerEncoder],
 ) -> None:
     """The trial at load is what stands between a leaking architecture and a client's vectors."""
     monkeypatch.setattr("model.packing._segment_attention", whole_row_attention)
@@ -166,13 +170,6 @@ def test_a_mask_of_the_models_own_is_refused_rather_than_ignored() -> None:
         packed_attention(torch.nn.Identity(), states, states, states, torch.zeros(1, 1, 3, 3))
     with packed([3]), pytest.raises(PackingUnsupportedError, match="uses softcap"):
         packed_attention(torch.nn.Identity(), states, states, states, None, softcap=30.0)
-
-
-def whole_row_attention(query_THd, key_TGd, value_TGd, _segments, rule):
-    """What would happen if nothing kept the sequences of a row apart."""
-    states = (states.transpose(0, 1).unsqueeze(0) for states in (query_THd, key_TGd, value_TGd))
-    attended = torch.nn.functional.scaled_dot_product_attention(*states, scale=rule.scaling)
-    return attended[0].transpose(0, 1)
 
 
 def test_an_architecture_that_leaks_through_padding_shares_batches_by_equal_length_only(

@@ -28,7 +28,9 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_missing_weight_is_refused_by_name(folder: Path, load_from: Callable[..., TransformerEncoder]) -> None:
+def test_a_missing_weight_is_refused_by_name(
+    folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -126,26 +128,34 @@ def test_an_activation_that_is_not_torchs_own_is_refused_by_name(
         load_from(folder)
 
 
-def test_a_chat_template_checkpoint_is_refused(folder: Path, load_from: Callable[..., TransformerEncoder]) -> None:
+def test_a_chat_template_checkpoint_is_refused(
+    folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
     edit_json(folder / "sentence_bert_config.json", modality_config={"message": {"method": "forward"}})
     with pytest.raises(CheckpointError, match="renders its inputs through a chat template"):
         load_from(folder)
 
 
-def test_a_generator_without_modules_is_refused(folder: Path, load_from: Callable[..., TransformerEncoder]) -> None:
+def test_a_generator_without_modules_is_refused(
+    folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
     (folder / "modules.json").unlink()
     edit_json(folder / "config.json", architectures=["Qwen2ForCausalLM"])
     with pytest.raises(CheckpointError, match=r"holds a generator \(Qwen2ForCausalLM\) and no modules\.json"):
         load_from(folder)
 
 
-def test_a_plain_encoder_is_pooled_by_its_mean(folder: Path, load_from: Callable[..., TransformerEncoder]) -> None:
+def test_a_plain_encoder_is_pooled_by_its_mean(
+    folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
     (folder / "modules.json").unlink()
     info = load_from(folder).info
     assert (info.pooling, info.dimension, info.is_normalized) == ("mean", 32, False)
 
 
-def test_a_tokenizer_of_another_model_is_refused(folder: Path, load_from: Callable[..., TransformerEncoder]) -> None:
+def test_a_tokenizer_of_another_model_is_refused(
+    folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][:100].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -287,7 +297,9 @@ def test_shorter_dimensions_than_native_are_offered_and_longer_refused(
         load_from(folder, matryoshka_dimensions=(32,))
 
 
-def test_dtype_auto_is_single_precision_on_cpu(folder: Path, load_from: Callable[..., TransformerEncoder]) -> None:
+def test_dtype_auto_is_single_precision_on_cpu(
+    folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
     assert load_from(folder, dtype="auto").info.dtype == "float32"
 
 

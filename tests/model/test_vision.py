@@ -20,6 +20,7 @@ from model.vision import PACKED_VISION_ATTENTION, PatchReader, grid_position_ids
 from model.worker import LoadOptions
 from tests.model.conftest import load
 from tests.model.gme_cases import FOLDER, cases, embed, random_image
+from tests.model.leaking import whole_row_attention
 
 IMAGE = 412
 """The id of an image's tokens in the tiny checkpoint."""
@@ -119,14 +120,6 @@ def test_all_images_of_a_pass_share_one_attention_call_a_layer(gme: TransformerE
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_release_that_lets_inputs_see_each_other_is_refused(dtype: str, monkeypatch: pytest.MonkeyPatch):
     """The trial at load is what stands between another transformers and a client's vectors."""
-
-    def whole_row_attention(query_THd: Any, key_TGd: Any, value_TGd: Any, _segments: Any, rule: Any) -> Any:
-        states = [states.transpose(0, 1).unsqueeze(0) for states in (query_THd, key_TGd, value_TGd)]
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            *states, scale=rule.scaling, is_causal=rule.is_causal, enable_gqa=True
-        )
-        return attended[0].transpose(0, 1)
-
     monkeypatch.setattr("model.packing._segment_attention", whole_row_attention)
     with pytest.raises(CheckpointError, match="packed passes differ from single ones by"):
         load(FOLDER, dtype=dtype)

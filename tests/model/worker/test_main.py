@@ -114,7 +114,9 @@ def test_a_pass_that_contradicts_itself_ends_the_process_with_a_message(tmp_path
         connection.sendall(load(tmp_path) + frames.pack_head(run, body_bytes=8) + bytes(8))
         _, log = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == os.EX_PROTOCOL
-    assert log == f"ERROR worker[{process.pid}] a pass of 3 tokens has 8 bytes of ids\n"
+    assert (
+        log == f"ERROR worker[{process.pid}] a pass of 3 tokens and 0 bytes of pixels has a body of 8 bytes\n"
+    )
 
 
 GATEWAY = """
