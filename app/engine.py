@@ -50,7 +50,7 @@ from model import (
     find_checkpoint,
     names_of,
 )
-from model.images import Alpha, ImageDecoder, ImageLimits, Orientation
+from model.images import Alpha, DecoderStatistics, ImageDecoder, ImageLimits, Orientation
 from model.worker import (
     ImageOptions,
     LoadOptions,
@@ -200,6 +200,10 @@ class Decoder(Protocol):
 
     async def close(self) -> None:
         """End; whoever still waits gets an error."""
+        ...
+
+    def statistics(self) -> DecoderStatistics:
+        """A snapshot of what it has done."""
         ...
 
 
@@ -538,6 +542,11 @@ class Engine:
         if self._served is None:
             raise EngineNotReadyError(self._stage)
         return self._served
+
+    def decoder_statistics(self) -> DecoderStatistics | None:
+        """What the decode processes have done; ``None`` while there are none."""
+        decoder = None if self._served is None else self._served.decoder
+        return None if decoder is None else decoder.statistics()
 
     # Work
 

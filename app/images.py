@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pybase64
 
 from app.errors import InvalidRequestError, quoted
-from app.fetch import Fetcher, FetchError, FetchFailure, read_url
+from app.fetch import Fetcher, FetchError, FetchFailure, FetchStatistics, read_url
 from app.settings import MediaSettings, MediaUrls
 
 INLINE_CHARS = 256 * 1024
@@ -123,6 +123,10 @@ class ImageLoader:
     def __init__(self, fetcher: Fetcher, settings: MediaSettings) -> None:
         self._fetcher = fetcher
         self._settings = settings
+
+    def statistics(self) -> FetchStatistics:
+        """What was fetched so far."""
+        return self._fetcher.statistics()
 
     async def load(self, references: Sequence[ImageReference]) -> list[bytes]:
         """Decode and fetch what the references stand for; a URL that comes twice is fetched once.

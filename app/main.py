@@ -57,9 +57,12 @@ def create_app(
         settings=settings,
         metrics=metrics,
         cl100k=Cl100kVocabulary(settings.model.cl100k_path),
-        intake=ImageIntake(ImageLoader(fetcher, settings.media), engine, settings.media),
+        intake=ImageIntake(
+            ImageLoader(fetcher, settings.media), engine, settings.media, observe=metrics.observe_images
+        ),
         created_s=int(time.time()),
     )
+    metrics.watch_images(services.intake)
     budget = BodyBudget(LARGEST_BODIES * settings.server.max_body_bytes)
     return Litestar(
         route_handlers=[

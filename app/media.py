@@ -7,7 +7,7 @@ wait for room in the order they came; a query waits behind other queries only.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -15,11 +15,13 @@ from typing import Protocol
 
 from app.engine import Embeddings, Engine
 from app.errors import InvalidRequestError
+from app.fetch import FetchStatistics
 from app.images import ImageLoader, ImageReference
 from app.inputs import EmbeddingRequest
 from app.settings import MediaSettings
 from batching import DeadlineError, Lane
 from model import DecodedImage, EmbeddingInput, ImageError, ImageMemoryError, ImageTooLargeError, ModelInfo
+from model.images import DecoderStatistics
 
 _QUERY_ROOM = 1.25
 """Queries may fill the room a quarter beyond what other requests may: one image is 3 MB, and never waits for
@@ -32,6 +34,10 @@ class Decoder(Protocol):
     @property
     def info(self) -> ModelInfo:
         """The served model."""
+        ...
+
+    def decoder_statistics(self) -> DecoderStatistics | None:
+        """What the decode processes have done; ``None`` while there are none."""
         ...
 
     async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
@@ -48,6 +54,17 @@ class _Turn:
     num_bytes: int
     is_query: bool
     has_come: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStatistics:
+    """What became of images, and how much memory they hold, read at any time."""
+
+    held_bytes: int
+    """Held by requests in flight, or promised to them."""
+    fetches: FetchStatistics
+    decoder: DecoderStatistics | None
+    """``None``: the model is not loaded, or reads no images."""
 
 
 class ImageRoom:
@@ -108,11 +125,35 @@ class ImageRoom:
 class ImageIntake:
     """Loads and decodes the images of requests."""
 
-    def __init__(self, loader: ImageLoader, decoder: Decoder, settings: MediaSettings) -> None:
+    def __init__(
+        self,
+        loader: ImageLoader,
+        decoder: Decoder,
+        settings: MediaSettings,
+        *,
+        observe: Callable[[str, float], None],
+    ) -> None:
+        """Join what loads images and what decodes them.
+
+        Args:
+            loader: Turns references into files.
+            decoder: Turns files into pixels.
+            settings: How much memory there is for both.
+            observe: Told the seconds that the images of a request took to ``load`` and to ``decode``.
+        """
         self._loader = loader
         self._decoder = decoder
         self._settings = settings
+        self._observe = observe
         self.room = ImageRoom(settings.max_held_image_bytes)
+
+    def statistics(self) -> ImageStatistics:
+        """A snapshot."""
+        return ImageStatistics(
+            held_bytes=self.room.held_bytes,
+            fetches=self._loader.statistics(),
+            decoder=self._decoder.decoder_statistics(),
+        )
 
     @asynccontextmanager
     async def inputs_of(self, wanted: EmbeddingRequest) -> AsyncGenerator[tuple[EmbeddingInput, ...]]:
@@ -126,8 +167,14 @@ class ImageIntake:
         num_held = self._file_bytes(references) + len(references) * self._pixel_bytes()
         await self.room.take(num_held, is_query=is_query)
         try:
-            images = await self._decoded(references, await self._loader.load(references), wanted.lane)
-            # The files are gone by now, and most images are smaller than they may be.
+            started_s = monotonic()
+            files = await self._loader.load(references)
+            loaded_s = monotonic()
+            images = await self._decoded(references, files, wanted.lane)
+            self._observe("load_images", loaded_s - started_s)
+            self._observe("decode_images", monotonic() - loaded_s)
+            # Most images are smaller than they may be, and nobody needs their files any more.
+            del files
             num_kept = sum(image.pixels.nbytes for image in images)
             self.room.give(num_held - num_kept)
             num_held = num_kept

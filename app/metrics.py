@@ -16,7 +16,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from app.engine import Embeddings, Engine, EngineNotReadyError, EngineStatistics
+from app.fetch import FetchFailure
+from app.media import ImageIntake
 from batching import Lane, PassReport
+from model.images import DecoderStatistics
 
 LATENCY_BUCKETS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
@@ -87,7 +90,8 @@ class Metrics:
         )
         self.stage_duration = Histogram(
             "laneway_stage_duration_seconds",
-            "Where a request's time went: the longest wait of its inputs, and the device time of its passes.",
+            "Where a request's time went: loading and decoding its images, the longest wait of its inputs, "
+            "and the device time of its passes.",
             ["model", "stage"],
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
@@ -173,10 +177,18 @@ class Metrics:
             child = self._children[key] = collector.labels(*labels)
         return cast("C", child)
 
+    def observe_images(self, stage: str, duration_s: float) -> None:
+        """Count how long a request's images took to load or to decode."""
+        self._child(self.stage_duration, self._model, stage).observe(duration_s)
+
     def watch(self, engine: Engine) -> None:
         """Label everything with this engine's model, and read its state and queues at every scrape."""
         self._engine = engine
         self.registry.register(EngineCollector(engine))
+
+    def watch_images(self, intake: ImageIntake) -> None:
+        """Read at every scrape what became of images, and how much memory they hold."""
+        self.registry.register(ImageCollector(intake))
 
     @property
     def _model(self) -> str:
@@ -228,6 +240,63 @@ class EngineCollector(Collector):
         statistics = self._engine.statistics()
         yield from _queue_metrics(statistics, model=model)
         yield from _worker_metrics(statistics, model=model)
+
+
+class ImageCollector(Collector):
+    """Turns an intake's statistics into samples, when they are asked for."""
+
+    def __init__(self, intake: ImageIntake) -> None:
+        self._intake = intake
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the decoder exists only once a model is loaded."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The samples of this moment."""
+        statistics = self._intake.statistics()
+        yield _gauge(
+            "laneway_held_image_bytes",
+            "Bytes that images of requests in flight hold, or were promised.",
+            {},
+            statistics.held_bytes,
+        )
+        fetches = CounterMetricFamily(
+            "laneway_image_fetches", "Image URLs, by what became of them.", labels=["outcome"]
+        )
+        fetches.add_metric(["fetched"], statistics.fetches.num_fetched)
+        for failure in FetchFailure:
+            fetches.add_metric([str(failure)], statistics.fetches.num_failed.get(failure, 0))
+        yield fetches
+        fetched = CounterMetricFamily("laneway_image_fetched_bytes", "Bytes of the images that were fetched.")
+        fetched.add_metric([], statistics.fetches.num_bytes)
+        yield fetched
+        if (decoder := statistics.decoder) is not None:
+            yield from _decoder_metrics(decoder)
+
+
+def _decoder_metrics(decoder: DecoderStatistics) -> Iterator[Metric]:
+    outcomes = CounterMetricFamily(
+        "laneway_image_decodes", "Image files, by what became of them.", labels=["outcome"]
+    )
+    counts = {
+        "decoded": decoder.num_decoded,
+        "refused": decoder.num_refused,
+        "timeout": decoder.num_timeouts,
+        "crashed": decoder.num_crashes,
+    }
+    for outcome, count in counts.items():
+        outcomes.add_metric([outcome], count)
+    waiting = GaugeMetricFamily(
+        "laneway_image_queue_items", "Image files that wait to be decoded.", labels=["lane"]
+    )
+    waiting.add_metric(["query"], decoder.num_waiting_queries)
+    waiting.add_metric(["document"], decoder.num_waiting_documents)
+    restarts = CounterMetricFamily(
+        "laneway_image_decoder_restarts", "Decode processes that took the place of another."
+    )
+    restarts.add_metric([], decoder.num_restarts)
+    yield from (outcomes, waiting, restarts)
 
 
 def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:

@@ -28,6 +28,7 @@ from app.observe import ObservedApp
 from app.settings import Settings
 from batching import Lane, LaneLoad, LaneStatistics, Limits, SchedulerStatistics
 from model import EmbeddingInput, ImageInputs, ImageSpec, ImageTokens, ModelInfo, PromptTemplate
+from model.images import DecoderStatistics
 from model.images.spec import ResizeRule
 from model.worker import WorkerStatistics
 
@@ -122,6 +123,7 @@ class FakeEngine:
     lanes: dict[Lane, LaneStatistics] = field(default_factory=lambda: dict.fromkeys(Lane, IDLE))
     scale: float = 1.0
     queue_s: float = 0.0015
+    decoder: DecoderStatistics | None = None
 
     @property
     def state(self) -> EngineState:
@@ -132,6 +134,9 @@ class FakeEngine:
         if self.stage not in (READY, RESTARTING, DRAINING):
             raise EngineNotReadyError(self.stage)
         return self.info_
+
+    def decoder_statistics(self) -> DecoderStatistics | None:
+        return self.decoder
 
     async def embed(
         self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None

@@ -64,7 +64,7 @@ from model import (
     Truncation,
     WorkerDiedError,
 )
-from model.images import Alpha, ImageLimits, Orientation, ResizeRule
+from model.images import Alpha, DecoderStatistics, ImageLimits, Orientation, ResizeRule
 from model.worker import ImageOptions, LoadOptions, OnStage, Quantization, Rope, WorkerStatistics
 from tests.app.fakes import INFO, with_settings
 
@@ -170,6 +170,19 @@ class FakeDecoder:
 
     async def close(self) -> None:
         self.num_closes += 1
+
+    def statistics(self) -> DecoderStatistics:
+        return DecoderStatistics(
+            pids=(1,),
+            num_decoding=0,
+            num_waiting_queries=0,
+            num_waiting_documents=0,
+            num_decoded=len(self.queries),
+            num_refused=0,
+            num_timeouts=0,
+            num_crashes=0,
+            num_restarts=0,
+        )
 
 
 def no_decoder(_spec: ImageSpec) -> FakeDecoder:
@@ -562,6 +575,7 @@ async def test_an_image_goes_through_the_decoder_into_its_pass(folder: Path):
             timeout_s=None,
         )
     assert decoder.queries == [True]
+    assert engine.decoder_statistics() == decoder.statistics()
     assert answer.num_tokens == (7, 9, 2)
     assert answer.num_image_tokens == (4, 4, 0)
     assert answer.num_images == 2

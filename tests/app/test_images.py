@@ -276,7 +276,7 @@ async def test_a_request_may_hold_only_so_many_images():
     references = [read("AAAA", param=f"input[{index}]") for index in range(3)]
     error = await failure_of(*references, settings=settings)
     assert error.message == "The request holds 3 images; one request may hold 2 (max_images)."
-    assert (error.param, error.code) == ("input[2]", "invalid_image")
+    assert (error.param, error.code) == ("input[2]", "too_many_images")
 
 
 async def test_the_images_of_a_request_may_be_only_so_large_together(network: Network):

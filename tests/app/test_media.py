@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -62,7 +62,13 @@ def request(*images: str | None, lane: Lane = Lane.DOCUMENT) -> EmbeddingRequest
 
 
 def intake(**settings: object) -> ImageIntake:
-    return ImageIntake(FakeLoader(), FakeDecoder(), dataclasses.replace(MediaSettings(), **settings))  # type: ignore[arg-type]
+    return intake_with(FakeLoader(), dataclasses.replace(MediaSettings(), **settings))  # type: ignore[arg-type]
+
+
+def intake_with(
+    loader: FakeLoader, settings: MediaSettings, *, observe: Callable[[str, float], None] = lambda *_: None
+) -> ImageIntake:
+    return ImageIntake(loader, FakeDecoder(), settings, observe=observe)  # type: ignore[arg-type]
 
 
 async def test_each_image_comes_to_its_own_input_in_order():
@@ -99,7 +105,7 @@ async def test_a_request_promises_the_most_that_its_images_may_take_before_anyth
             held.append(images.room.held_bytes)
             return await super().load(references)
 
-    images = ImageIntake(WatchingLoader(), FakeDecoder(), MediaSettings(max_image_bytes=1000))  # type: ignore[arg-type]
+    images = intake_with(WatchingLoader(), MediaSettings(max_image_bytes=1000))
     wanted = request("abc", "abc")
     url = (ImageReference(param="input[1]", url="http://images.test/"),)
     async with images.inputs_of(
@@ -197,3 +203,11 @@ async def test_room_made_in_the_moment_of_giving_up_goes_to_the_next():
     await second
     assert first.cancelled()
     assert room.held_bytes == 100
+
+
+async def test_loading_and_decoding_are_timed_apart():
+    told: list[str] = []
+    images = intake_with(FakeLoader(), MediaSettings(), observe=lambda stage, _seconds: told.append(stage))
+    async with images.inputs_of(request("a")):
+        pass
+    assert told == ["load_images", "decode_images"]

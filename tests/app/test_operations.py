@@ -4,6 +4,7 @@ import pytest
 
 from app.metrics import Metrics
 from batching import Lane, PassReport
+from model.images import DecoderStatistics
 from tests.app.fakes import FakeEngine, Gateway
 
 LIVE = ["/health/live", "/v1/health/live"]
@@ -197,3 +198,28 @@ async def test_the_document_loads_nothing_from_elsewhere():
     body = (await Gateway().get("/schema")).body
     for host in (b"http://", b"https://", b"//cdn", b"jsdelivr", b"unpkg"):
         assert host not in body
+
+
+async def test_what_became_of_images_is_told_at_every_scrape():
+    decoder = DecoderStatistics(
+        pids=(1, 2),
+        num_decoding=1,
+        num_waiting_queries=3,
+        num_waiting_documents=4,
+        num_decoded=50,
+        num_refused=6,
+        num_timeouts=7,
+        num_crashes=8,
+        num_restarts=9,
+    )
+    text = (await Gateway(FakeEngine(decoder=decoder)).get("/metrics")).body.decode()
+    for line in (
+        'laneway_image_decodes_total{outcome="decoded"} 50.0',
+        'laneway_image_decodes_total{outcome="timeout"} 7.0',
+        'laneway_image_queue_items{lane="query"} 3.0',
+        "laneway_image_decoder_restarts_total 9.0",
+        'laneway_image_fetches_total{outcome="blocked"} 0.0',
+        "laneway_held_image_bytes 0.0",
+    ):
+        assert f"\n{line}\n" in text
+    assert "laneway_image_decodes_total" not in (await Gateway(FakeEngine()).get("/metrics")).body.decode()
