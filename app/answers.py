@@ -27,6 +27,7 @@ from app.engine import (
 from app.errors import (
     BodyEncodingError,
     ClientGoneError,
+    ImageQueueFullError,
     InputFailedError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -45,7 +46,17 @@ from batching import (
     ShuttingDownError,
     SubmissionTooLargeError,
 )
-from model import DecoderUnavailableError, InputTooLongError, NonFiniteRowError, TokenIdError
+from model import (
+    DecodeFailedError,
+    DecoderUnavailableError,
+    ImageError,
+    ImageMemoryError,
+    ImageTimeoutError,
+    ImageTooLargeError,
+    InputTooLongError,
+    NonFiniteRowError,
+    TokenIdError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +89,11 @@ ANSWERS: dict[type[Exception], Answer] = {
     InputTooLongError: Answer(status=400, type=INVALID, code="context_length_exceeded", reason="too_long"),
     TokenIdError: Answer(status=400, type=INVALID, code="invalid_token_id", reason="validation"),
     InputRefusedError: Answer(status=400, type=INVALID, code="invalid_input", reason="validation"),
+    ImageError: Answer(status=400, type=INVALID, code="invalid_image", reason="validation"),
+    ImageTooLargeError: Answer(status=400, type=INVALID, code="image_too_large", reason="too_long"),
+    ImageMemoryError: Answer(status=400, type=INVALID, code="image_too_large", reason="too_long"),
+    # Not 408: the SDKs would have it decoded twice more, to the same end.
+    ImageTimeoutError: Answer(status=400, type=INVALID, code="image_timeout", reason="timeout"),
     RequestTooLargeError: Answer(
         status=400, type="max_tokens_per_request", code="max_tokens_per_request", reason="too_long"
     ),
@@ -87,11 +103,16 @@ ANSWERS: dict[type[Exception], Answer] = {
     DeadlineError: Answer(status=408, type=SERVER, code="deadline_exceeded", reason="timeout"),
     BodyEncodingError: Answer(status=415, type=INVALID, code="unsupported_encoding", reason="validation"),
     QueueFullError: Answer(status=429, type="rate_limit_error", code="queue_full", reason="overloaded"),
+    ImageQueueFullError: Answer(status=429, type="rate_limit_error", code="queue_full", reason="overloaded"),
     # 499 is nginx's: nobody reads this answer, but the access log and the metrics tell it from a timeout.
     ClientGoneError: Answer(status=499, type=INVALID, code="client_closed", reason="cancelled"),
     # The same input would fail again, so the SDKs are told not to send it twice more.
     NonFiniteRowError: Answer(
         status=500, type=SERVER, code="nonfinite_vector", reason="nonfinite", headers=NO_RETRY
+    ),
+    # A mistake of ours, or a file that kills what decodes it: the next try would end like this one.
+    DecodeFailedError: Answer(
+        status=500, type=SERVER, code="image_decode_failed", reason="internal", headers=NO_RETRY
     ),
     EntryFailedError: Answer(
         status=500,
@@ -189,6 +210,8 @@ def _specific(error: Exception) -> Answer | None:
         case QueueFullError():
             headers = retry_after_headers(error.retry_after_s)
             return replace(_nearest(error), message=_in_client_words(error), headers=headers)
+        case ImageQueueFullError():
+            return replace(_nearest(error), headers=retry_after_headers(error.retry_after_s))
         case SubmissionTooLargeError():
             return replace(_nearest(error), message=_in_client_words(error))
         case EngineNotReadyError():
@@ -264,7 +287,7 @@ def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     scope = cast("dict[str, Any]", request.scope)
     scope[FAILURE_REASON] = explanation.reason
     headers = dict(explanation.headers)
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | ImageQueueFullError):
         headers |= rate_limit_headers(services_of(request), error.lane, waited_s=error.retry_after_s)
     if explanation.status == 500:
         # The traceback stays here: its text may hold addresses, paths, or a client's input.

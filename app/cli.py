@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -216,7 +216,7 @@ def _as_toml(value: object) -> str:
         case str():
             return f'"{value}"'
         case tuple():
-            return f"[{', '.join(map(str, value))}]"  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - tuple[int, ...]
+            return f"[{', '.join(map(_as_toml, cast('tuple[object, ...]', value)))}]"
         case _:
             return str(value)
 

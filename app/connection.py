@@ -7,6 +7,7 @@ is written between the lines of another answer.
 """
 
 import asyncio
+import weakref
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,7 +32,11 @@ from app.wire import Error, ErrorResponse
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers, trailers included. Twice what nginx reads by default (4 buffers of 8 KiB)."""
+# As nginx, which calls them lingering_timeout (5 s) and lingering_time: short, as nobody reads what comes.
 _LINGER_S = 2.0
+"""A connection that is only waiting to be closed is closed when nothing has come for so long."""
+_MAX_LINGER_S = 30.0
+"""... and at the latest after this: an upload that was refused half-way goes on until its client looks up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,21 @@ class _RefusedError(Exception):
     """Leaves a callback of the parser, which then stops parsing."""
 
 
+class _AnswerTransport:
+    """Where an answer is written to: the connection's transport, but for the way it closes."""
+
+    def __init__(self, protocol: "GuardedProtocol") -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        # Weak, because the protocol knows the answer: in a ring, a body would outlive its request until the
+        # garbage collector comes by, which counts objects and not bytes.
+        self._protocol = weakref.ref(protocol)
+
+    def close(self) -> None:
+        if (protocol := self._protocol()) is not None:
+            protocol.close_after_answer()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's httptools connection, with limits."""
 
@@ -87,6 +107,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self._is_deaf = False
         """What comes in is dropped: the connection is only waiting to be closed."""
+        self._has_heard = False
+        """Something came in all the same, since we last looked."""
 
     # The connection ----------------------------------------------------------------------------------------
 
@@ -103,6 +125,7 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         if self._is_deaf or self.transport.is_closing():
+            self._has_heard = True
             return
         if self._deadline is None and self._awaits_head:
             # The first bytes on an idle connection, be they only empty lines.
@@ -147,6 +170,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
             self._give_up(_BAD_HOST)
         super().on_headers_complete()
+        # uvicorn gives it our transport, and would close that with the rest of a refused body unread.
+        self.cycle.transport = cast("Any", _AnswerTransport(self))
         self._awaits_head = False
         self._await(self._guard.body_timeout_s)
 
@@ -161,6 +186,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._awaits_head = True
         self._loose_bytes = 0
         super().on_message_complete()
+
+    @override
+    def on_response_complete(self) -> None:
+        if not self._is_deaf:
+            super().on_response_complete()
 
     @override
     def _unsupported_upgrade_warning(self) -> None:
@@ -271,16 +301,34 @@ class GuardedProtocol(HttpToolsProtocol):
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         self.transport.write(STATUS_LINE[refusal.status] + b"".join(lines) + b"\r\n" + body)
 
+    def close_after_answer(self) -> None:
+        """What uvicorn calls after an answer that is the connection's last."""
+        if self._awaits_head and not self._is_deaf:
+            self.transport.close()
+        else:
+            self._close_gently()
+
     def _close_gently(self) -> None:
         """Close our half, and drop what still comes until the client closes its own.
 
         Closing at once, with bytes unread, makes the kernel reset the connection, and the client may lose
         the answer (RFC 9112, 9.6).
         """
+        self._stop_waiting()
         self._is_deaf = True
         if not self.transport.can_write_eof():
             self.transport.close()
             return
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._deadline = self.loop.call_later(_LINGER_S, self.transport.close)
+        self._linger(until_s=self.loop.time() + _MAX_LINGER_S)
+
+    def _linger(self, *, until_s: float) -> None:
+        self._has_heard = False
+        self._deadline = self.loop.call_later(_LINGER_S, self._linger_on, until_s)
+
+    def _linger_on(self, until_s: float) -> None:
+        if self._has_heard and self.loop.time() < until_s:
+            self._linger(until_s=until_s)
+        else:
+            self.transport.close()

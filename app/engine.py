@@ -6,8 +6,9 @@ last drained pass. Inputs go down once (prepare, admit, run), rows come up once,
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -291,6 +292,9 @@ class Engine:
         self._clock = clock
         self._stage = "starting"
         self._is_stopped = False
+        self._num_admitted = 0
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
         self._names = names_of(settings.model.model)
         self._workers: list[Worker] = []
         self._served: _Served | None = None
@@ -494,21 +498,27 @@ class Engine:
         return [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
 
     async def _calibrate(self, info: ModelInfo) -> list[tuple[Shape, float]]:
-        """Time a handful of passes on the first worker, after one that is thrown away."""
-        samples: list[tuple[Shape, float]] = []
-        for num_tokens in (_CALIBRATION_TOKENS[-1], *_CALIBRATION_TOKENS):
-            features = calibration_pass(num_tokens, max_tokens=info.max_tokens)
-            result = await self._workers[0].run(features)
-            samples.append((Shape(num_tokens=num_tokens), max(result.device_s, 1e-6)))
+        """Time a handful of passes on the first worker, of texts and of images.
+
+        The first pass of either kind is thrown away: it allocates, and chooses kernels.
+        """
+        of_texts = [calibration_pass(number, max_tokens=info.max_tokens) for number in _CALIBRATION_TOKENS]
+        samples = await self._timed([of_texts[-1], *of_texts])
         if info.images is not None:
-            for token_side in _CALIBRATION_IMAGE_SIDES:
-                one = calibration_image(token_side, info.images)
-                result = await self._workers[0].run([one])
-                samples.append((shape_of([one]), max(result.device_s, 1e-6)))
-        return samples[1:]
+            of_images = [[calibration_image(side, info.images)] for side in _CALIBRATION_IMAGE_SIDES]
+            samples += await self._timed([of_images[0], *of_images])
+        return samples
+
+    async def _timed(self, passes: Sequence[Sequence[Features]]) -> list[tuple[Shape, float]]:
+        """Run the passes on the first worker: what all but the first took."""
+        times_s = [(await self._workers[0].run(features)).device_s for features in passes]
+        return [
+            (shape_of(features), max(time_s, 1e-6))
+            for features, time_s in zip(passes[1:], times_s[1:], strict=True)
+        ]
 
     def drain(self) -> None:
-        """Take nothing new from now on; what is in flight goes on."""
+        """Admit nothing new from now on; what was admitted goes on."""
         self._enter(DRAINING)
 
     async def stop(self, *, drain_s: float) -> None:
@@ -518,8 +528,13 @@ class Engine:
             drain_s: What has no result by then is given up with ``ShuttingDownError``; 0 gives up all.
         """
         self._enter(DRAINING)
+        give_up_s = self._clock() + drain_s
+        # Images are on their way to some, which are not in the batcher yet.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self._all_answered.wait()
         if self._served is not None:
-            await self._served.batcher.stop(drain_s)
+            await self._served.batcher.stop(max(0.0, give_up_s - self._clock()))
             if self._served.decoder is not None:
                 await self._served.decoder.close()
         self._is_stopped = True
@@ -550,23 +565,42 @@ class Engine:
 
     # Work
 
-    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
-        """Decode an image file to the pixels that the model reads.
+    @contextmanager
+    def admitted(self) -> Generator[None]:
+        """Let a request in, whose images are decoded and whose inputs are embedded within the block.
+
+        It is asked once whether the engine takes requests: what was let in is finished, also while draining.
 
         Raises:
             EngineNotReadyError: The model is still loading, or the engine is draining.
-            ImageError: The file is no image, or one that is not served.
         """
-        decoder = self._require_served().decoder
         if self._stage != READY:
             raise EngineNotReadyError(self._stage)
+        self._num_admitted += 1
+        self._all_answered.clear()
+        try:
+            yield
+        finally:
+            self._num_admitted -= 1
+            if not self._num_admitted:
+                self._all_answered.set()
+
+    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
+        """Decode an image file of an admitted request to the pixels that the model reads.
+
+        Raises:
+            EngineNotReadyError: The model is still loading.
+            ImageError: The file is no image, or one that is not served.
+            DecoderUnavailableError: No process can decode it.
+        """
+        decoder = self._require_served().decoder
         assert decoder is not None, "only a model that reads images is sent some"
         return await decoder.decode(file, is_query=lane is Lane.QUERY)
 
     async def embed(
         self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
     ) -> Embeddings:
-        """Embed the inputs of one request.
+        """Embed the inputs of one admitted request.
 
         Cancelling the call drops whatever of it still waits. While no worker lives (the state is
         ``RESTARTING``) requests are accepted and wait: they are answered after the restart.
@@ -577,14 +611,12 @@ class Engine:
             timeout_s: From now; what has not run by then is not run any more.
 
         Raises:
-            EngineNotReadyError: The model is still loading, or the engine is draining.
+            EngineNotReadyError: The model is still loading.
             InputRefusedError: One input cannot be embedded by this model.
             RequestTooLargeError: The inputs together have too many tokens.
             BatchingError: The lane is full, the deadline passed, or an input failed in its pass.
         """
         served = self._require_served()
-        if self._stage != READY:
-            raise EngineNotReadyError(self._stage)
         started_s = self._clock()
         features = await self._prepare(served.preparer, inputs, lane)
         outcome = await served.batcher.submit(

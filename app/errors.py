@@ -9,14 +9,16 @@ RequestError
 ├── ModelNotFoundError     no model of that name is served
 ├── BodyEncodingError      the body is compressed
 ├── OverloadedError        the bodies that are being read or worked on leave no room for this one
+├── ImageQueueFullError    too many requests wait for their images' turn, or a query has waited too long
 ├── ClientGoneError        the client closed the connection before its answer was ready
-└── InputFailedError       the engine refused or failed one input; carries the client's name for it
+└── InputFailedError       one input or its image was refused or failed; carries the client's name for it
 """
 
 from collections.abc import Sequence
 
 from app.engine import InputRefusedError
-from batching import EntryFailedError
+from batching import EntryFailedError, Lane
+from model import ImageError
 
 
 class RequestError(Exception):
@@ -65,12 +67,30 @@ class BodyEncodingError(RequestError):
 class OverloadedError(RequestError):
     """The bodies of other requests leave no room for this one; a moment later there may be."""
 
-    def __init__(self, *, num_bytes: int, max_bytes: int) -> None:
+    def __init__(self, *, num_bytes: int, max_bytes: int, waited_s: float) -> None:
         super().__init__(
-            f"Other requests hold {num_bytes} of the {max_bytes} bytes that there are for large bodies."
+            f"Other requests held {num_bytes} of the {max_bytes} bytes that there are for large bodies "
+            f"(max_held_body_bytes) for {waited_s:g} seconds."
         )
         self.num_bytes = num_bytes
         self.max_bytes = max_bytes
+        self.waited_s = waited_s
+
+
+class ImageQueueFullError(RequestError):
+    """The images of other requests leave no place for those of this one; later there may be."""
+
+    def __init__(self, lane: Lane, what: str, *, retry_after_s: float) -> None:
+        """Say what happened.
+
+        Args:
+            lane: The request's.
+            what: Why it waits no longer, for the client.
+            retry_after_s: When it may come back.
+        """
+        super().__init__(what)
+        self.lane = lane
+        self.retry_after_s = retry_after_s
 
 
 class ClientGoneError(RequestError):
@@ -83,7 +103,7 @@ class ClientGoneError(RequestError):
 class InputFailedError(RequestError):
     """One input of the request was refused or failed; ``param`` is what the client calls it."""
 
-    def __init__(self, param: str, failure: InputRefusedError | EntryFailedError) -> None:
+    def __init__(self, param: str, failure: InputRefusedError | EntryFailedError | ImageError) -> None:
         super().__init__(str(failure))
         self.param = param
         self.failure = failure

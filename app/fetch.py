@@ -3,7 +3,8 @@
 Laws. What is checked is what is dialled: a URL is parsed once, by yarl, because aiohttp dials what yarl's
 object says; a name is resolved once for a connection, every answer is checked, and no socket is opened for an
 address that was not. A redirect is one more URL from a stranger. What a URL leads to is read for as long and
-as far as the settings allow, and no further; what kind of thing it is, the image decoder decides.
+as far as the settings allow, and no further; what kind of thing it is, the image decoder decides. Queries
+have places and lookups of their own, so that none of them waits behind documents.
 
 Nothing here is told to a client: ``FetchError`` is for the log and for the counters. Inner addresses are
 refused without a packet to them, so that the time of an answer says nothing about them. It does say whether a
@@ -11,20 +12,18 @@ name took long to resolve, and what a public address does with a connection.
 """
 
 import asyncio
+import io
 import logging
 import re
 import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address, ip_address
-from string import ascii_letters, digits, punctuation
 from typing import cast
-from urllib.parse import quote
-from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -33,6 +32,7 @@ from yarl import URL
 
 from app.addresses import Address, is_public_address
 from app.errors import quoted
+from app.places import Places
 from app.settings import MediaSettings, MediaUrls
 from app.threads import in_daemon_thread
 
@@ -84,7 +84,7 @@ _AUTHORITY = re.compile(
 # number"): so is 0x7f.1 for the system's resolver.
 _ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE | re.ASCII)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE | re.ASCII)
-_ASCII = ascii_letters + digits + punctuation
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 def read_url(text: str) -> URL:
@@ -128,7 +128,12 @@ def _parsed(text: str) -> URL:
     # No control characters, no white space, no lone surrogates: nothing that some parser skips.
     if len(text) > MAX_URL_CHARS or not text.isprintable() or " " in text or "\\" in text:
         raise _invalid_url()
-    return URL(quote(text, safe=_ASCII), encoded=True)
+    return URL(_BEYOND_ASCII.sub(_percent_encoded, text), encoded=True)
+
+
+def _percent_encoded(match: re.Match[str]) -> str:
+    # 8,000 such characters take 0.03 ms; urllib's quote() takes 1.6 ms.
+    return "%" + match[0].encode().hex("%").upper()
 
 
 def _checked(url: URL) -> URL:
@@ -275,40 +280,33 @@ class FetchStatistics:
     """What was fetched so far, read at any time."""
 
     num_running: int
+    """Files that are on their way, or are being used."""
     num_fetched: int
     num_bytes: int
     """Of what was fetched."""
     num_failed: Mapping[FetchFailure, int]
 
 
-class _Places:
-    """Bounds how many fetches run, in all and for each host. Owns nothing for hosts that nobody asks for."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fetched:
+    """What a URL led to."""
 
-    def __init__(self, *, max_fetches: int, max_fetches_per_host: int) -> None:
-        self.num_running = 0
-        self._of_all = asyncio.Semaphore(max_fetches)
-        self._max_fetches_per_host = max_fetches_per_host
-        self._of_hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    @asynccontextmanager
-    async def take(self, host: str) -> AsyncGenerator[None]:
-        """Wait for a place, and hold it until the block ends."""
-        of_host = self._of_hosts.setdefault(host, asyncio.Semaphore(self._max_fetches_per_host))
-        # The host's first: whoever waits for a slow host must not keep others from fast ones.
-        async with of_host, self._of_all:
-            self.num_running += 1
-            try:
-                yield
-            finally:
-                self.num_running -= 1
+    file: bytes
+    fetch_s: float
+    """What fetching took, redirects included; without the waiting for places."""
 
 
 OnBytes = Callable[[int], None]
-"""Told how many bytes have just arrived."""
+"""Told how many bytes have just arrived; what it raises ends the fetch."""
 
 
-def _count_nothing(num_bytes: int) -> None:
-    pass
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Gate:
+    """What queries share among themselves, and all other requests among themselves."""
+
+    places: Places
+    resolver: AbstractResolver
+    session: aiohttp.ClientSession | None = None
 
 
 _AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
@@ -339,47 +337,64 @@ class Fetcher:
             web_ports: Allowed ports of hosts that the settings list without one. For tests.
         """
         self._settings = settings
-        self._resolver = _CheckedResolver(resolve or SystemResolver(settings.max_fetches), is_allowed_address)
         self._is_allowed_address = is_allowed_address
         self._web_ports = web_ports
-        self._places = _Places(
-            max_fetches=settings.max_fetches, max_fetches_per_host=settings.max_fetches_per_host
+        self._queries, self._others = (
+            _Gate(
+                places=Places(
+                    max_taken=settings.max_fetches, max_taken_per_host=settings.max_fetches_per_host
+                ),
+                resolver=_CheckedResolver(
+                    resolve or SystemResolver(settings.max_fetches), is_allowed_address
+                ),
+            )
+            for _ in range(2)
         )
-        self._session: aiohttp.ClientSession | None = None
         self._num_fetched = 0
         self._num_bytes = 0
         self._num_failed: Counter[FetchFailure] = Counter()
 
     def __repr__(self) -> str:
         """How busy it is."""
-        return f"<Fetcher {self._settings.media_urls}: {self._places.num_running} running>"
+        return f"<Fetcher {self._settings.media_urls}: {self._num_running} running>"
 
-    async def fetch(self, url: str, *, on_bytes: OnBytes | None = None) -> bytes:
-        """Read what the URL leads to.
+    @property
+    def _num_running(self) -> int:
+        return self._queries.places.num_taken + self._others.places.num_taken
 
-        The timeout counts from the moment that there is a place for the fetch, over all its redirects.
+    @asynccontextmanager
+    async def fetched(
+        self, url: str, *, is_query: bool, on_bytes: OnBytes | None = None
+    ) -> AsyncGenerator[Fetched]:
+        """What the URL leads to. The fetch keeps its place until the block ends.
+
+        So there are never more files than places, however slowly they are used. The timeout counts from the
+        moment that there is a place, over all redirects.
 
         Args:
             url: As a client wrote it.
-            on_bytes: Told of every piece that arrives; what it raises ends the fetch.
+            is_query: It shares places and lookups with queries alone.
+            on_bytes: Told of every piece that arrives.
 
         Raises:
             FetchError: There is no such thing, or it may not be fetched.
         """
-        try:
-            body = await self._follow(read_url(url), on_bytes or _count_nothing)
-        except FetchError as error:
-            self._num_failed[error.reason] += 1
-            logger.info("an image was not fetched: %s", error)
-            raise
-        self._num_fetched += 1
-        self._num_bytes += len(body)
-        return body
+        gate = self._queries if is_query else self._others
+        async with AsyncExitStack() as place:
+            try:
+                fetched = await self._follow(read_url(url), gate, place, on_bytes)
+            except FetchError as error:
+                self._num_failed[error.reason] += 1
+                logger.info("an image was not fetched: %s", error)
+                raise
+            self._num_fetched += 1
+            self._num_bytes += len(fetched.file)
+            yield fetched
 
     def statistics(self) -> FetchStatistics:
         """What was fetched so far."""
         return FetchStatistics(
-            num_running=self._places.num_running,
+            num_running=self._num_running,
             num_fetched=self._num_fetched,
             num_bytes=self._num_bytes,
             num_failed=dict(self._num_failed),
@@ -387,24 +402,30 @@ class Fetcher:
 
     async def close(self) -> None:
         """Close every connection; fetches that still run fail."""
-        if self._session is not None:
-            await self._session.close()
+        for gate in (self._queries, self._others):
+            if gate.session is not None:
+                await gate.session.close()
 
-    async def _follow(self, url: URL, on_bytes: OnBytes) -> bytes:
-        """The body at the end of the redirects that begin at ``url``."""
-        left_s = self._settings.fetch_timeout_s
+    async def _follow(
+        self, url: URL, gate: _Gate, place: AsyncExitStack, on_bytes: OnBytes | None
+    ) -> Fetched:
+        """What stands at the end of the redirects that begin at ``url``; ``place`` is left holding it."""
+        fetch_s = 0.0
         now_s = asyncio.get_running_loop().time
         for _ in range(1 + MAX_REDIRECTS):
-            async with self._places.take(host_of(url)):
+            async with AsyncExitStack() as hop:
+                await hop.enter_async_context(gate.places.take(host_of(url)))
                 began_s = now_s()
-                answer = await self._ask(url, on_bytes, timeout_s=left_s)
-                left_s -= now_s() - began_s
-            if isinstance(answer, bytes):
-                return answer
+                left_s = self._settings.fetch_timeout_s - fetch_s
+                answer = await self._ask(url, gate, on_bytes, timeout_s=left_s)
+                fetch_s += now_s() - began_s
+                if isinstance(answer, bytes):
+                    place.push_async_exit(hop.pop_all())
+                    return Fetched(file=answer, fetch_s=fetch_s)
             url = answer
         raise _failure(url, FetchFailure.REDIRECT, f"comes after {MAX_REDIRECTS} other redirects")
 
-    async def _ask(self, url: URL, on_bytes: OnBytes, *, timeout_s: float) -> bytes | URL:
+    async def _ask(self, url: URL, gate: _Gate, on_bytes: OnBytes | None, *, timeout_s: float) -> bytes | URL:
         """One request: the body, or the URL that it redirects to."""
         if not is_allowed_site(url, self._settings, web_ports=self._web_ports):
             raise _failure(url, FetchFailure.BLOCKED, f"and port {url.port} are no allowed site")
@@ -415,7 +436,7 @@ class Fetcher:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._opened_session().get(url, allow_redirects=False) as response,
+                self._opened_session(gate).get(url, allow_redirects=False) as response,
             ):
                 return await self._read(url, response, on_bytes)
         except TimeoutError:
@@ -426,7 +447,9 @@ class Fetcher:
             what = f"could not be reached or read ({type(error).__name__})"
             raise _failure(url, FetchFailure.UNREACHABLE, what) from error
 
-    async def _read(self, url: URL, response: aiohttp.ClientResponse, on_bytes: OnBytes) -> bytes | URL:
+    async def _read(
+        self, url: URL, response: aiohttp.ClientResponse, on_bytes: OnBytes | None
+    ) -> bytes | URL:
         if response.status in _REDIRECTS:
             return _redirect_target(url, response.headers.get("Location", ""))
         if response.status != 200:
@@ -435,28 +458,30 @@ class Fetcher:
         if encoding.lower() not in ("", "identity"):
             raise _failure(url, FetchFailure.ENCODING, f"sends it encoded as {quoted(encoding)}")
         self._limit(response.content_length or 0, url)
-        # No list of chunks: a server that sends single bytes would fill the memory with their objects.
-        body = bytearray()
+        # No list of chunks: a server that sends single bytes would fill the memory with their objects. And no
+        # bytearray: a BytesIO hands out what it holds (CPython), where bytes() would copy it.
+        body = io.BytesIO()
         async for chunk in response.content.iter_any():
-            body += chunk
-            self._limit(len(body), url)
-            on_bytes(len(chunk))
-        return bytes(body)
+            body.write(chunk)
+            self._limit(body.tell(), url)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+        return body.getvalue()
 
     def _limit(self, num_bytes: int, url: URL) -> None:
         if num_bytes > self._settings.max_image_bytes:
             raise _failure(url, FetchFailure.TOO_LARGE, f"sends {num_bytes} bytes or more")
 
-    def _opened_session(self) -> aiohttp.ClientSession:
+    def _opened_session(self, gate: _Gate) -> aiohttp.ClientSession:
         # Here and not in __init__, where there is no event loop yet.
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
+        if gate.session is None:
+            gate.session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    resolver=self._resolver,
+                    resolver=gate.resolver,
                     use_dns_cache=False,
                     socket_factory=self._open_socket,
                     force_close=True,
-                    limit=0,  # _Places bounds them
+                    limit=0,  # the places bound them
                 ),
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -464,7 +489,7 @@ class Fetcher:
                 trust_env=False,  # no proxy: it would dial for us, whatever we checked
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # _ask has the one clock
             )
-        return self._session
+        return gate.session
 
     def _open_socket(self, info: _AddressInfo) -> socket.socket:
         """The last door: a socket for the address that is about to be dialled, whatever led to it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from app.data_uris import starts_image_uri
 from app.defaults import Defaults, check_instruction, read_defaults, read_input_type
 from app.elements import (
     Content,
@@ -20,8 +21,6 @@ from app.elements import (
     read_element,
     read_modalities,
     split_request,
-    starts_image_uri,
-    top_param,
 )
 from app.engine import RequestTooLargeError
 from app.errors import InvalidRequestError, ModelNotFoundError, TokenArrayError, quoted
@@ -144,7 +143,7 @@ def parse(
         cl100k=cl100k,
     )
     _limit_token_ids(elements, max_tokens=settings.limits.max_request_tokens)
-    _limit_images(elements, max_images=settings.media.max_images, param=top_param(request))
+    _limit_images(elements, max_images=settings.media.max_images)
     inputs = tuple(map(reader.read, elements))
     return EmbeddingRequest(
         inputs=inputs,
@@ -233,13 +232,13 @@ def _limit_token_ids(elements: Sequence[Element], *, max_tokens: int) -> None:
         raise RequestTooLargeError(num_tokens=num_tokens, max_tokens=max_tokens)
 
 
-def _limit_images(elements: Sequence[Element], *, max_images: int, param: str) -> None:
+def _limit_images(elements: Sequence[Element], *, max_images: int) -> None:
     """Refuse floods of images before any of them is looked at."""
-    num_images = sum(len(element.images) for element in elements)
-    if num_images > max_images:
+    images = [image for element in elements for image in element.images]
+    if len(images) > max_images:
         raise InvalidRequestError(
-            f"The request holds {num_images} images; one request may hold {max_images} (max_images).",
-            param=param,
+            f"The request holds {len(images)} images; one request may hold {max_images} (max_images).",
+            param=images[max_images].param,
             code="too_many_images",
         )
 

@@ -19,11 +19,13 @@ from app.engine import Engine
 from app.lifecycle import serve_until_stopped
 from app.logs import configure_logging, logs_as_json
 from app.main import create_app
+from app.malloc import return_large_blocks
+from app.media import check_room
 from app.metrics import Metrics
 from app.observe import ObservedApp
 from app.prompts import check_default_input_type
 from app.server import url_of
-from app.settings import ModelSettings, Settings
+from app.settings import Settings
 from model import CheckpointError, ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def launch(
     import uvloop
 
     configure_logging(settings.server.log_level, settings.server.log_format)
+    return_large_blocks()
     url = url_of(sock)
     logger.info("listening on %s", url)
     with reporting() as on_stage, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -45,7 +48,7 @@ def launch(
             settings,
             on_stage=on_stage,
             on_pass=metrics.observe_pass,
-            accept=partial(check_settings, settings.model),
+            accept=partial(check_settings, settings),
         )
         app = ObservedApp(
             create_app(engine, settings, metrics=metrics, pages=docs_pages(), version=version), metrics
@@ -92,15 +95,17 @@ def launch(
         )
 
 
-def check_settings(settings: ModelSettings, info: ModelInfo) -> None:
+def check_settings(settings: Settings, info: ModelInfo) -> None:
     """Refuse at start what would otherwise be found out request by request.
 
     Raises:
         CheckpointError: A setting cannot work with the loaded model, or on this machine.
     """
-    check_default_input_type(settings.default_input_type, info)
-    if settings.cl100k_path is not None and not Path(settings.cl100k_path).is_file():
-        raise CheckpointError(f"cl100k_path: there is no file {settings.cl100k_path}")
+    model = settings.model
+    check_default_input_type(model.default_input_type, info)
+    if model.cl100k_path is not None and not Path(model.cl100k_path).is_file():
+        raise CheckpointError(f"cl100k_path: there is no file {model.cl100k_path}")
+    check_room(settings.media, info)
 
 
 def is_public(sock: socket.socket) -> bool:

@@ -16,7 +16,7 @@ from litestar.types import ControllerRouterHandler
 
 from app.answers import answer_exception, refuse_unknown_schema_file
 from app.bodies import GatewayRequest
-from app.budget import LARGEST_BODIES, BodyBudget
+from app.budget import BodyBudget
 from app.engine import Engine
 from app.fetch import Fetcher
 from app.images import ImageLoader
@@ -63,7 +63,11 @@ def create_app(
         created_s=int(time.time()),
     )
     metrics.watch_images(services.intake)
-    budget = BodyBudget(LARGEST_BODIES * settings.server.max_body_bytes)
+    budget = BodyBudget(
+        settings.limits.max_held_body_bytes,
+        max_body_bytes=settings.server.max_body_bytes,
+        max_wait_s=settings.server.body_timeout_s,
+    )
     return Litestar(
         route_handlers=[
             embeddings.create_embedding,

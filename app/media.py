@@ -1,31 +1,51 @@
-"""The images of a request: from references to pixels in its inputs, within one bound on memory.
+"""The images of a request: from references to pixels in its inputs, within bounds on memory.
 
-Laws: an image's memory is promised before it is fetched and given back when its request is answered, so that
-however many requests come at once, images hold no more than the setting ``max_held_image_bytes``. Requests
-wait for room in the order they came; a query waits behind other queries only.
+Laws: turns to fetch, room and places for fetches are waited for in this order, and given back without
+waiting, so nobody waits in a circle. Queries have all three of their own: a query waits behind other queries
+only, and never long. What is promised is promised late: a URL costs its sender nothing, so its pixels are
+given room only when it is the request's turn to fetch.
+
+What images hold is counted in three places. As they come, in base64, they are parts of bodies
+(``max_held_body_bytes``). Fetched files are as many as there are places for fetches, each of at most
+``max_image_bytes``. What was decoded, from base64 or into pixels, is counted here (``max_held_image_bytes``).
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from app.engine import Embeddings, Engine
-from app.errors import InvalidRequestError
+from app.errors import ImageQueueFullError, InputFailedError
 from app.fetch import FetchStatistics
 from app.images import ImageLoader, ImageReference
 from app.inputs import EmbeddingRequest
+from app.places import Places
+from app.room import Room
 from app.settings import MediaSettings
 from batching import DeadlineError, Lane
-from model import DecodedImage, EmbeddingInput, ImageError, ImageMemoryError, ImageTooLargeError, ModelInfo
+from model import (
+    CheckpointError,
+    DecodedImage,
+    EmbeddingInput,
+    ImageError,
+    ImageInputs,
+    InvalidImageError,
+    ModelInfo,
+)
 from model.images import DecoderStatistics
 
-_QUERY_ROOM = 1.25
-"""Queries may fill the room a quarter beyond what other requests may: one image is 3 MB, and never waits for
-an upload."""
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_WAITING_REQUESTS = 1_024
+"""Requests that may wait for the same thing, queries or others; each holds its body."""
+MAX_QUERY_WAIT_S = 10.0
+"""A query that waited so long waits behind slow hosts of other queries, which will not become faster."""
 
 
 class Decoder(Protocol):
@@ -49,77 +69,139 @@ class Decoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Turn:
-    num_bytes: int
-    is_query: bool
-    has_come: asyncio.Future[None]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStatistics:
     """What became of images, and how much memory they hold, read at any time."""
 
     held_bytes: int
-    """Held by requests in flight, or promised to them."""
+    """Held by requests in flight, or promised to them; fetched files apart."""
+    num_waiting_queries: int
+    """Requests of the query lane that wait for a turn to fetch or for room."""
+    num_waiting_others: int
     fetches: FetchStatistics
     decoder: DecoderStatistics | None
     """``None``: the model is not loaded, or reads no images."""
 
 
-class ImageRoom:
-    """Owns the count of bytes that images of requests in flight may hold."""
+# Waiting ---------------------------------------------------------------------------------------------------
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._held_bytes = 0
-        self._waiting: deque[_Turn] = deque()
 
-    def __repr__(self) -> str:
-        """How full it is."""
-        return f"<ImageRoom {self._held_bytes} of {self._max_bytes} bytes, {len(self._waiting)} waiting>"
+class WaitingLine:
+    """Requests that wait for the same thing: only so many, and where it matters only so long."""
+
+    def __init__(self, *, max_wait_s: float | None) -> None:
+        """Begin without anybody.
+
+        Args:
+            max_wait_s: Whoever waits longer is sent away. ``None``: for as long as the request is worth it.
+        """
+        self._max_wait_s = max_wait_s
+        self._last_wait_s = 0.0
+        self.num_waiting = 0
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes that are promised or held at this moment."""
-        return self._held_bytes
+    def is_full(self) -> bool:
+        """Whether nobody more may wait."""
+        return self.num_waiting >= MAX_WAITING_REQUESTS
 
-    async def take(self, num_bytes: int, *, is_query: bool) -> None:
-        """Return when there is room, and it has been taken. More than all of it is given an empty room."""
-        turn = _Turn(
-            num_bytes=num_bytes,
-            is_query=is_query,
-            has_come=asyncio.get_running_loop().create_future(),
-        )
-        num_ahead = sum(one.is_query for one in self._waiting) if is_query else len(self._waiting)
-        self._waiting.insert(num_ahead, turn)
-        self._admit()
+    async def wait(self, turn: Callable[[], Awaitable[T]], *, lane: Lane) -> T:
+        """Wait until the turn has come.
+
+        Raises:
+            ImageQueueFullError: Too many wait already, or it took too long.
+        """
+        if self.is_full:
+            raise self.refusal(lane)
+        began_s = monotonic()
+        self.num_waiting += 1
+        limit = asyncio.timeout(self._max_wait_s)
         try:
-            await turn.has_come
-        except asyncio.CancelledError:
-            if turn.has_come.cancelled():
-                self._admit()
-            else:  # room was made and the caller cancelled in the same moment
-                self.give(num_bytes)
+            async with limit:
+                return await turn()
+        except TimeoutError:
+            if limit.expired():
+                raise ImageQueueFullError(
+                    lane,
+                    f"the images of the {lane} had no turn within {self._max_wait_s:g} seconds, because of "
+                    "those of other requests",
+                    retry_after_s=monotonic() - began_s,
+                ) from None
             raise
+        finally:
+            self.num_waiting -= 1
+            self._last_wait_s = monotonic() - began_s
 
-    def give(self, num_bytes: int) -> None:
-        """Give room back."""
-        self._held_bytes -= num_bytes
-        self._admit()
+    def refusal(self, lane: Lane) -> ImageQueueFullError:
+        """What is told to whoever may not wait."""
+        return ImageQueueFullError(
+            lane,
+            f"the images of {self.num_waiting} requests are waiting already; {MAX_WAITING_REQUESTS} may wait "
+            f"in the {lane} lane",
+            # As long as the one waited that came in last.
+            retry_after_s=max(1.0, self._last_wait_s),
+        )
 
-    def _admit(self) -> None:
-        while self._waiting:
-            turn = self._waiting[0]
-            if turn.has_come.cancelled():
-                self._waiting.popleft()
-                continue
-            max_bytes = self._max_bytes * (_QUERY_ROOM if turn.is_query else 1)
-            if self._held_bytes and self._held_bytes + turn.num_bytes > max_bytes:
-                return
-            self._waiting.popleft()
-            self._held_bytes += turn.num_bytes
-            turn.has_come.set_result(None)
+
+class _Side:
+    """What the images of queries share, or those of all other requests."""
+
+    def __init__(self, settings: MediaSettings, *, room_bytes: int, max_wait_s: float | None) -> None:
+        self.room = Room(room_bytes)
+        self.turns = Places(max_taken=settings.max_fetches, max_taken_per_host=settings.max_fetches_per_host)
+        """Of requests with URLs: as many as can fetch at once, so that no other is promised room."""
+        self.for_room = WaitingLine(max_wait_s=max_wait_s)
+        self.for_turn = WaitingLine(max_wait_s=max_wait_s)
+
+    @property
+    def num_waiting(self) -> int:
+        return self.for_room.num_waiting + self.for_turn.num_waiting
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Share:
+    """What one request holds of a room."""
+
+    room: Room
+    num_bytes: int
+
+    def shrink_to(self, num_bytes: int) -> None:
+        """Give the rest back."""
+        self.room.give(self.num_bytes - num_bytes)
+        self.num_bytes = num_bytes
+
+
+# How much --------------------------------------------------------------------------------------------------
+
+
+def check_room(settings: MediaSettings, info: ModelInfo) -> None:
+    """Refuse a model and settings with which an allowed request would never find room.
+
+    Raises:
+        CheckpointError: There is less room than the largest request takes.
+    """
+    if info.images is None:
+        return
+    from_base64 = min(settings.max_images * settings.max_image_bytes, settings.max_request_image_bytes)
+    largest = from_base64 + settings.max_images * pixel_bytes(info.images)
+    if largest > settings.max_held_image_bytes:
+        raise CheckpointError(
+            f"max_held_image_bytes is {settings.max_held_image_bytes}, but {settings.max_images} images "
+            f"(max_images) of this model may take {largest} bytes; raise the one or lower the other"
+        )
+
+
+def pixel_bytes(images: ImageInputs) -> int:
+    """The most that one decoded image may have."""
+    return images.spec.max_tokens * images.spec.token_side**2 * 3
+
+
+def file_bytes(references: Sequence[ImageReference], settings: MediaSettings) -> int:
+    """The most that the files may have that came in base64."""
+    num_bytes = sum(one.data_chars // 4 * 3 + 3 for one in references if one.data is not None)
+    return min(num_bytes, settings.max_request_image_bytes)
+
+
+# Images into inputs ----------------------------------------------------------------------------------------
 
 
 class ImageIntake:
@@ -138,108 +220,124 @@ class ImageIntake:
         Args:
             loader: Turns references into files.
             decoder: Turns files into pixels.
-            settings: How much memory there is for both.
-            observe: Told the seconds that the images of a request took to ``load`` and to ``decode``.
+            settings: How much memory there is, and how many fetches.
+            observe: Told the seconds that a request took to ``load_images``, and then to ``decode_images``.
         """
         self._loader = loader
         self._decoder = decoder
         self._settings = settings
         self._observe = observe
-        self.room = ImageRoom(settings.max_held_image_bytes)
+        # On top of the setting: one image is 3 MB, and never waits for an upload.
+        query_bytes = settings.max_held_image_bytes // 4
+        self._queries = _Side(settings, room_bytes=query_bytes, max_wait_s=MAX_QUERY_WAIT_S)
+        self._others = _Side(settings, room_bytes=settings.max_held_image_bytes, max_wait_s=None)
 
     def statistics(self) -> ImageStatistics:
         """A snapshot."""
         return ImageStatistics(
-            held_bytes=self.room.held_bytes,
+            held_bytes=self._queries.room.held_bytes + self._others.room.held_bytes,
+            num_waiting_queries=self._queries.num_waiting,
+            num_waiting_others=self._others.num_waiting,
             fetches=self._loader.statistics(),
             decoder=self._decoder.decoder_statistics(),
         )
 
     @asynccontextmanager
     async def inputs_of(self, wanted: EmbeddingRequest) -> AsyncGenerator[tuple[EmbeddingInput, ...]]:
-        """The request's inputs with their images, which count as held until the block ends.
+        """The request's inputs with their images, whose pixels count as held until the block ends.
 
         Raises:
-            InvalidRequestError: An image cannot be had or decoded; ``param`` says which.
+            InvalidRequestError: An image cannot be had; ``param`` says which.
+            InputFailedError: An image cannot be decoded; ``param`` says which.
+            ImageQueueFullError: Others wait already, too many or for too long.
         """
         references = [one for of_input in wanted.image_references for one in of_input]
-        is_query = wanted.lane is Lane.QUERY
-        num_held = self._file_bytes(references) + len(references) * self._pixel_bytes()
-        await self.room.take(num_held, is_query=is_query)
-        try:
-            started_s = monotonic()
-            files = await self._loader.load(references)
-            loaded_s = monotonic()
-            images = await self._decoded(references, files, wanted.lane)
-            self._observe("load_images", loaded_s - started_s)
-            self._observe("decode_images", monotonic() - loaded_s)
+        async with AsyncExitStack() as held:
+            async with AsyncExitStack() as turn:
+                await self._take_turn(turn, references, wanted.lane)
+                share = await self._take_room(references, wanted.lane)
+                held.callback(share.shrink_to, 0)
+                images = await self._load(references, wanted.lane)
             # Most images are smaller than they may be, and nobody needs their files any more.
-            del files
-            num_kept = sum(image.pixels.nbytes for image in images)
-            self.room.give(num_held - num_kept)
-            num_held = num_kept
+            share.shrink_to(sum(image.pixels.nbytes for image in images))
             rest = iter(images)
             yield tuple(
                 replace(one, images=tuple(next(rest) for _ in of_input)) if of_input else one
                 for one, of_input in zip(wanted.inputs, wanted.image_references, strict=True)
             )
-        finally:
-            self.room.give(num_held)
 
-    async def _decoded(
-        self, references: Sequence[ImageReference], files: Sequence[bytes], lane: Lane
-    ) -> list[DecodedImage]:
+    async def _take_turn(
+        self, turn: AsyncExitStack, references: Sequence[ImageReference], lane: Lane
+    ) -> None:
+        """Wait until the request may fetch, if it has to; ``turn`` is left holding that."""
+        # Of most requests all URLs lead to one host.
+        host = next((one.host for one in references if one.url is not None), None)
+        if host is None:
+            return
+        side = self._queries if lane is Lane.QUERY else self._others
+        place = side.turns.take(host)
+        if side.turns.is_free(host):  # however many wait for other hosts
+            await turn.enter_async_context(place)
+        else:
+            await side.for_turn.wait(lambda: turn.enter_async_context(place), lane=lane)
+
+    async def _take_room(self, references: Sequence[ImageReference], lane: Lane) -> _Share:
+        images = self._decoder.info.images
+        assert images is not None, "only a model that reads images is handed some"
+        num_bytes = file_bytes(references, self._settings) + len(references) * pixel_bytes(images)
+        is_query = lane is Lane.QUERY and num_bytes <= self._queries.room.max_bytes
+        # A query of dozens of images waits among the uploads, which it is one of.
+        side = self._queries if is_query else self._others
+        await side.for_room.wait(lambda: side.room.take(num_bytes), lane=lane)
+        return _Share(room=side.room, num_bytes=num_bytes)
+
+    async def _load(self, references: Sequence[ImageReference], lane: Lane) -> list[DecodedImage]:
+        began_s = loaded_s = monotonic()
+
         async def decode(reference: ImageReference, file: bytes) -> DecodedImage:
+            nonlocal loaded_s
+            loaded_s = monotonic()
             try:
                 return await self._decoder.decode_image(file, lane=lane)
             except ImageError as error:
-                is_too_large = isinstance(error, ImageTooLargeError | ImageMemoryError)
-                raise InvalidRequestError(
-                    f"{str(error)[0].upper()}{str(error)[1:]}.",
-                    param=reference.param,
-                    code="image_too_large" if is_too_large else "invalid_image",
-                ) from error
+                logger.info("an image was not decoded: %s", describe(error))
+                raise InputFailedError(reference.param, error) from error
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                decoding = [
-                    tasks.create_task(decode(reference, file))
-                    for reference, file in zip(references, files, strict=True)
-                ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in decoding]
+        images = await self._loader.load(references, decode, is_query=lane is Lane.QUERY)
+        self._observe("load_images", loaded_s - began_s)
+        self._observe("decode_images", monotonic() - loaded_s)
+        return images
 
-    def _file_bytes(self, references: Sequence[ImageReference]) -> int:
-        """The most that the files of the references may have."""
-        num_bytes = sum(
-            self._settings.max_image_bytes if one.data is None else len(one.data) for one in references
-        )
-        return min(num_bytes, self._settings.max_request_image_bytes)
 
-    def _pixel_bytes(self) -> int:
-        """The most that one decoded image may have."""
-        images = self._decoder.info.images
-        assert images is not None, "only a model that reads images is handed some"
-        return images.spec.max_tokens * images.spec.token_side**2 * 3
+def describe(error: ImageError) -> str:
+    """Why an image was refused, for the log: nothing of the file but what kind of fault it had."""
+    fault = error.fault if isinstance(error, InvalidImageError) else ""
+    return f"{type(error).__name__} ({fault})" if fault else type(error).__name__
 
 
 async def embed_with_images(engine: Engine, intake: ImageIntake, wanted: EmbeddingRequest) -> Embeddings:
     """Embed the inputs of a request, its images included; its time runs from the first image on.
 
     Raises:
-        InvalidRequestError: An image cannot be had or decoded.
+        EngineNotReadyError: The model is loading or draining. Later on the request is not refused for that.
+        InvalidRequestError: An image cannot be had.
+        InputFailedError: An image cannot be decoded.
+        ImageQueueFullError: The images of too many other requests come first.
         DeadlineError: The images were not there in time.
         Exception: What ``Engine.embed`` raises.
     """
-    if not any(wanted.image_references):
-        return await engine.embed(wanted.inputs, lane=wanted.lane, timeout_s=wanted.timeout_s)
-    started_s = monotonic()
-    async with AsyncExitStack() as stack:
-        try:
-            async with asyncio.timeout(wanted.timeout_s):
-                inputs = await stack.enter_async_context(intake.inputs_of(wanted))
-        except TimeoutError:
-            raise DeadlineError(waited_s=monotonic() - started_s) from None
-        remaining_s = wanted.timeout_s - (monotonic() - started_s)
-        return await engine.embed(inputs, lane=wanted.lane, timeout_s=remaining_s)
+    with engine.admitted():
+        if not any(wanted.image_references):
+            return await engine.embed(wanted.inputs, lane=wanted.lane, timeout_s=wanted.timeout_s)
+        began_s = monotonic()
+        async with AsyncExitStack() as images:
+            limit = asyncio.timeout(wanted.timeout_s)
+            try:
+                async with limit:
+                    inputs = await images.enter_async_context(intake.inputs_of(wanted))
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise DeadlineError(waited_s=monotonic() - began_s) from None
+            remaining_s = wanted.timeout_s - (monotonic() - began_s)
+            return await engine.embed(inputs, lane=wanted.lane, timeout_s=remaining_s)

@@ -257,9 +257,23 @@ class ImageCollector(Collector):
         statistics = self._intake.statistics()
         yield _gauge(
             "laneway_held_image_bytes",
-            "Bytes that images of requests in flight hold, or were promised.",
+            "Decoded base64 and pixels that requests in flight hold, or were promised.",
             {},
             statistics.held_bytes,
+        )
+        waiting = GaugeMetricFamily(
+            "laneway_image_waiting_requests",
+            "Requests that wait for a turn to fetch their images, or for room for them.",
+            labels=["lane"],
+        )
+        waiting.add_metric(["query"], statistics.num_waiting_queries)
+        waiting.add_metric(["document"], statistics.num_waiting_others)
+        yield waiting
+        yield _gauge(
+            "laneway_image_fetches_running",
+            "Images that are on their way, or wait in a fetch's place to be decoded.",
+            {},
+            statistics.fetches.num_running,
         )
         fetches = CounterMetricFamily(
             "laneway_image_fetches", "Image URLs, by what became of them.", labels=["outcome"]

@@ -6,7 +6,7 @@ silence, and either is found months later in somebody's index.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -36,6 +36,15 @@ UNIT_TOLERANCE = 2e-6
 """A row whose squared length is this near to 1 is a unit vector: float32 knows it no better."""
 
 _encoder = msgspec.json.Encoder()
+
+
+async def encoded(build: Callable[[], msgspec.Struct], *, num_bytes: float) -> bytes:
+    """Build an answer and encode it, in a thread if it will have more than ``INLINE_BYTES``."""
+
+    def encode() -> bytes:
+        return _encoder.encode(build())
+
+    return encode() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(encode)
 
 
 def finish_rows(
@@ -93,28 +102,25 @@ async def embedding_answer(
     answer_id = f"embd-{secrets.token_hex(12)}"
     is_base64 = encoding_format == "base64"
 
-    def encode() -> bytes:
+    def build() -> CreateEmbeddingResponse:
         rows_ND = finish_rows(embeddings.rows, dimensions=dimensions, normalize=normalize)
         texts = base64_texts(rows_ND) if is_base64 else float_texts(rows_ND)
         data = [Embedding(index=index, embedding=text) for index, text in enumerate(texts)]
-        return _encoder.encode(CreateEmbeddingResponse(data=data, model=model, usage=usage, id=answer_id))
+        return CreateEmbeddingResponse(data=data, model=model, usage=usage, id=answer_id)
 
     num_values = len(embeddings.rows) * (dimensions or embeddings.rows.shape[1])
-    if num_values * (BASE64_BYTES if is_base64 else FLOAT_TEXT_BYTES) <= INLINE_BYTES:
-        return encode()
-    return await asyncio.to_thread(encode)
+    value_bytes = BASE64_BYTES if is_base64 else FLOAT_TEXT_BYTES
+    return await encoded(build, num_bytes=num_values * value_bytes)
 
 
 async def texts_answer(embeddings: Embeddings, *, normalize: bool) -> bytes:
     """The body of ``POST /embeddings/text``."""
 
-    def encode() -> bytes:
+    def build() -> TextsResponse:
         rows_ND = finish_rows(embeddings.rows, dimensions=None, normalize=normalize)
-        return _encoder.encode(TextsResponse(embeddings=float_texts(rows_ND), dimension=rows_ND.shape[1]))
+        return TextsResponse(embeddings=float_texts(rows_ND), dimension=rows_ND.shape[1])
 
-    if embeddings.rows.size * FLOAT_TEXT_BYTES <= INLINE_BYTES:
-        return encode()
-    return await asyncio.to_thread(encode)
+    return await encoded(build, num_bytes=embeddings.rows.size * FLOAT_TEXT_BYTES)
 
 
 def dimension_choices(dimension: int, matryoshka_dimensions: Sequence[int]) -> tuple[int, ...]:

@@ -68,8 +68,8 @@ def choose_prompt(name: str, *, prompts: Mapping[str, str], param: str) -> str |
 
 
 def allowed_names(prompts: Mapping[str, str]) -> Sequence[str]:
-    """The names worth telling a client: both sides, and the model's own prompts."""
-    return sorted({*Side, *prompts})
+    """Every name that is understood: both sides and the model's prompts, then the other words for a side."""
+    return list(dict.fromkeys((*Side, *sorted(prompts), *SIDES, NEUTRAL)))
 
 
 MODEL_SUFFIXES = ("query", "passage", "document")

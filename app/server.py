@@ -44,6 +44,11 @@ class Server(uvicorn.Server):
         """Say so, accept nothing more, and let requests in flight finish."""
         self._on_stopping()
         await super().shutdown(sockets)
+        if self.force_exit:
+            # uvicorn leaves both then to the end of the loop, which cancels them, and logs that as errors.
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ from litestar import Request
 from litestar.types import Receive
 from msgspec import Struct
 
-from app.bodies import ignored_params, ignored_params_header
+from app.bodies import GatewayRequest, ignored_params, ignored_params_header
 from app.engine import Embeddings, InputRefusedError
 from app.errors import ClientGoneError, InputFailedError
 from app.inputs import EmbeddingRequest
@@ -83,11 +83,11 @@ def timing_headers(embeddings: Embeddings) -> dict[str, str]:
     return headers
 
 
-async def ignored_params_headers(
-    request: Request[Any, Any, Any], services: Services, body_type: type[Struct]
+def ignored_params_headers(
+    request: GatewayRequest, services: Services, body_type: type[Struct]
 ) -> dict[str, str]:
     """Name the parameters that nobody knows here, and count them."""
-    ignored = ignored_params(await request.body(), body_type)
+    ignored = ignored_params(request.outline, body_type)
     services.metrics.ignored_params.inc(len(ignored))
     return {"x-ignored-params": ignored_params_header(ignored)} if ignored else {}
 

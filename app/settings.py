@@ -12,9 +12,12 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 from typing import Annotated
 
 from cyclopts import Group, Parameter
+
+from app.addresses import is_public_address
 
 _DAY_S = 86_400
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -69,8 +72,23 @@ def _hosts() -> Parameter:
                     f'"{host}" is no host; write images.example.org, images.example.org:8443, or '
                     ".example.org for all hosts below it."
                 )
+            if _is_inner(host):
+                raise ValueError(
+                    f'"{host}" is an inner address, and images are fetched from public ones only. Images of '
+                    "your own network can be sent in requests, as data URIs."
+                )
 
     return Parameter(validator=check, negative_iterable=(), show_default=False)
+
+
+def _is_inner(host: str) -> bool:
+    """Whether a host, with or without a port, is itself an address that no image may be fetched from."""
+    name = host.partition(":")[0].lower()
+    try:
+        return not is_public_address(ip_address(name))
+    except ValueError:
+        # RFC 6761, 6.3: always loopback.
+        return name == "localhost" or name.endswith(".localhost")
 
 
 _SOME_TEXT = _text(re.compile(r".*\S.*"), "more than white space")
@@ -262,7 +280,7 @@ class BatchingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
-    """What one request may hold."""
+    """What one request may hold, and all of them together."""
 
     max_inputs: Annotated[int, _at_least(1)] = 2_048
     """Inputs in one request, as OpenAI allows."""
@@ -270,6 +288,8 @@ class LimitSettings:
     """Tokens of all inputs of one request together, before truncation."""
     max_input_chars: Annotated[int, _at_least(1)] = 1_000_000
     """Characters of one input; longer ones are refused before they are tokenised."""
+    max_held_body_bytes: Annotated[int, _at_least(1)] = 256 * 1024 * 1024
+    """Bodies of all requests together, until their answers; what finds no room waits. Small ones never do."""
     request_timeout_s: Annotated[float, _duration_s()] = 600.0
     """A request that states no deadline of its own gets this one."""
 
@@ -287,15 +307,17 @@ class MediaSettings:
     max_image_bytes: Annotated[int, _at_least(1)] = 20 * 1024 * 1024
     """Largest image that is read, as a file."""
     max_request_image_bytes: Annotated[int, _at_least(1)] = 64 * 1024 * 1024
-    """All images of one request together, as files."""
+    """All images of one request together, as files. As base64, a body of 64 MiB holds 48 MiB of them."""
     max_held_image_bytes: Annotated[int, _at_least(1)] = 1024 * 1024 * 1024
-    """Files and pixels of all requests together; what finds no room waits. Queries get a quarter more."""
+    """Decoded base64 and pixels of all requests; what finds no room waits. Queries have a quarter more."""
     fetch_timeout_s: Annotated[float, _duration_s()] = 10.0
     """An image must have arrived by then, redirects included."""
+    request_fetch_timeout_s: Annotated[float, _duration_s()] = 240.0
+    """All fetches of one request may take so long, added up."""
     max_fetches: Annotated[int, _at_least(1)] = 32
-    """Images that are fetched at once; others wait."""
+    """Images that are fetched at once, and as many for queries; one request has a quarter of them."""
     max_fetches_per_host: Annotated[int, _at_least(1)] = 4
-    """Of these, from one host."""
+    """Of these, from one host, and as many for queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import cast, get_origin
 
 from cyclopts import (
     App,
@@ -22,6 +23,7 @@ from cyclopts import (
     ValidationError,
 )
 from cyclopts.config import Dict, Env
+from cyclopts.utils import UNSET
 
 from app.settings import Settings
 
@@ -67,6 +69,7 @@ class Sources:
             Env(ENV_PREFIX, source=_ENVIRONMENT, command=False),
             self._forget_empty_variables,
             self._read_config_file,
+            self._split_lists,
             self._remember_origins,
         ]
 
@@ -137,6 +140,16 @@ class Sources:
                 for each in argument.tokens
             ]
 
+    def _split_lists(self, _app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """What is a list may be written as one text, too, with commas or spaces between."""
+        for argument in arguments:
+            if get_origin(argument.hint) is tuple:
+                argument.tokens = [
+                    _with_value(token, value)
+                    for token in argument.tokens
+                    for value in token.value.replace(",", " ").split() or [token.value]
+                ]
+
     def _remember_origins(self, _app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         for argument in arguments:
             for token in argument.tokens:
@@ -150,6 +163,10 @@ def explain(error: CycloptsError) -> str:
         return f'Unexpected argument "{error.unused_tokens[0]}".'
     if isinstance(error, ValidationError) and error.argument is not None and not error.argument.tokens:
         return error.exception_message  # about several settings together; it names them
+    if isinstance(error, ValidationError) and error.argument is not None:
+        value = error.argument.value if error.value is UNSET else error.value
+        if isinstance(value, tuple):
+            error.value = ", ".join(map(str, cast("tuple[object, ...]", value)))
     return " ".join(str(error).split())
 
 
@@ -171,6 +188,12 @@ def _find(arguments: ArgumentCollection, name: str) -> Argument | None:
 def _renamed(token: Token, keyword: str) -> Token:
     """The token under the name that people know it by; error messages show it."""
     return Token(keyword=keyword, value=token.value, source=token.source, index=token.index, keys=token.keys)
+
+
+def _with_value(token: Token, value: str) -> Token:
+    return Token(
+        keyword=token.keyword, value=value, source=token.source, index=token.index, keys=token.keys
+    )
 
 
 def _key(argument: Argument) -> str:
@@ -200,5 +223,5 @@ def _flatten(value: object) -> str:
 
 def _refuse_fraction(argument: Argument, token: Token) -> None:
     # cyclopts reads "8.5" as the whole number 8.
-    if argument.hint is int and "." in token.value:
+    if argument.hint in (int, tuple[int, ...]) and "." in token.value:
         raise CoercionError(argument=argument, token=token, target_type=int)

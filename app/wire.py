@@ -16,7 +16,8 @@ def _shown_as(**schema: Any) -> Meta:
     return Meta(extra_json_schema={"extra": schema})
 
 
-_NUMBERS = {"type": "array", "items": {"type": "number", "format": "float"}}
+NUMBERS = {"type": "array", "items": {"type": "number", "format": "float"}}
+"""An array of numbers, in the OpenAPI document."""
 _RED_SQUARE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8ISfHgA0wMeAAg1MCANDK"
     "ARQfGKMRAAAAAElFTkSuQmCC"
@@ -155,7 +156,7 @@ class CreateEmbeddingRequest(Struct, frozen=True):
             description="What to embed: a text, a list of texts, a token array, a list of token arrays, or "
             "items with settings of their own; a list may mix them. Each text, token array or item gives one "
             "vector, and so does a list of content parts inside the list. For models that read images, a "
-            "string that is an image's data URI as a whole is that image, unless `modality` says `text`. "
+            "string that begins as an image's data URI is that image, unless `modality` says `text`. "
             "Chat messages may stand here, too, as in `messages`."
         ),
         _shown_as(
@@ -209,7 +210,7 @@ class CreateEmbeddingRequest(Struct, frozen=True):
             description="How strings are to be read, one word for all or one for each input. `text`: as "
             "texts, also those that look like an image's data URI. `image`: as images, each a URL, a data "
             "URI or base64. `text_image`: as a text and, at its end, an image's data URI (NVIDIA NIM); both "
-            "make one vector. Default: a whole data URI is an image, everything else a text, URLs included. "
+            "make one vector. Default: what begins as an image's data URI is one, all else a text, URLs too. "
             "Models that read text only take `text` only."
         ),
         _shown_as(examples=["image"]),
@@ -299,7 +300,7 @@ class Embedding(Struct, frozen=True, kw_only=True):
 
     object: Literal["embedding"] = "embedding"
     index: int
-    embedding: Annotated[msgspec.Raw, _shown_as(oneOf=[_NUMBERS, _BASE64])]
+    embedding: Annotated[msgspec.Raw, _shown_as(oneOf=[NUMBERS, _BASE64])]
     """Spliced in as it is: a JSON array of float32 numbers, or a string of base64."""
 
 
@@ -332,14 +333,14 @@ class CreateEmbeddingResponse(Struct, frozen=True, kw_only=True):
 class TextsResponse(Struct, frozen=True):
     """The answer of ``POST /embeddings/text``."""
 
-    embeddings: Annotated[list[msgspec.Raw], _shown_as(items=_NUMBERS)]
+    embeddings: Annotated[list[msgspec.Raw], _shown_as(items=NUMBERS)]
     dimension: int
 
 
 class SimilarityResponse(Struct, frozen=True):
     """The answer of ``POST /similarity``: cosines, row by row."""
 
-    similarity_matrix: Annotated[list[msgspec.Raw], _shown_as(items=_NUMBERS)]
+    similarity_matrix: Annotated[list[msgspec.Raw], _shown_as(items=NUMBERS)]
     shape: tuple[int, int]
 
 
@@ -374,6 +375,14 @@ class Images(Struct, frozen=True, kw_only=True):
     max_request_bytes: int
     """Of all files of one request together."""
     max_pixels: int
+    """Of one image. WebP and progressive JPEG take more memory for each pixel, and may have fewer: some 17
+    and 28 million."""
+    min_side: int
+    """Pixels of its shorter side."""
+    max_side: int
+    """Pixels of its longer side."""
+    max_aspect_ratio: float
+    """The longer side over the shorter one."""
 
 
 class Model(Struct, frozen=True, kw_only=True):

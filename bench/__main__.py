@@ -6,11 +6,20 @@
 import subprocess
 import sys
 
+BENCHMARKS = (
+    ("packing",),
+    ("gateway",),
+    ("workers",),
+    ("lanes", "--engine", "minilm"),
+    ("lanes", "--engine", "sleeping-7b"),
+)
+
 
 def main() -> None:
-    for name in ("packing", "gateway", "workers"):
-        print(f"\n=== bench.{name}", flush=True)
-        code = subprocess.run([sys.executable, "-m", f"bench.{name}", *sys.argv[1:]], check=False).returncode
+    for name, *own in BENCHMARKS:
+        print(f"\n=== bench.{' '.join((name, *own))}", flush=True)
+        command = [sys.executable, "-m", f"bench.{name}", *own, *sys.argv[1:]]
+        code = subprocess.run(command, check=False).returncode
         if code:
             sys.exit(code)
 

@@ -65,19 +65,20 @@ class Connection:
         self._writer.close()
 
 
-class Server:
-    """`laneway serve` on CPU as a user starts it, on a free port."""
+SERVE = (str(Path(sys.executable).parent / "laneway"), "serve", "--device", "cpu")
+"""The server as a user starts it."""
 
-    def __init__(self, *arguments: str) -> None:
+
+class Server:
+    """`laneway serve` on CPU, or another program that takes its options, on a free port."""
+
+    def __init__(self, *arguments: str, program: Sequence[str] = SERVE) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         self.started_at = time.perf_counter()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LANEWAY_")}
         self.port = free_port()
         self._process = subprocess.Popen(
-            [
-                *(Path(sys.executable).parent / "laneway", "serve", "--device", "cpu"),
-                *("--port", str(self.port), *arguments),
-            ],
+            [*program, "--port", str(self.port), *arguments],
             stdout=self._log,
             stderr=self._log,
             env=environment,
@@ -108,6 +109,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._log.close()
 
 
 def free_port() -> int:

@@ -11,10 +11,21 @@ _WORDS = tuple(
 )
 
 
-def lognormal_texts(count: int, *, median_words: int = 40, sigma: float = 1.0, seed: int = 0) -> list[str]:
+def lognormal_texts(
+    count: int,
+    *,
+    median_words: int = 40,
+    sigma: float = 1.0,
+    least_words: int = 2,
+    most_words: int = 1_000_000,
+    seed: int = 0,
+) -> list[str]:
     """Texts whose lengths are spread as those of real documents: many short, a few very long."""
     rng = random.Random(seed)
-    lengths = (max(2, round(rng.lognormvariate(0, sigma) * median_words)) for _ in range(count))
+    lengths = (
+        min(most_words, max(least_words, round(rng.lognormvariate(0, sigma) * median_words)))
+        for _ in range(count)
+    )
     return [" ".join(rng.choices(_WORDS, k=length)) for length in lengths]
 
 

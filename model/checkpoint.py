@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -207,22 +207,53 @@ def _from_modelscope(source: str, revision: str | None, on_stage: OnStage | None
         raise CheckpointError(
             "ModelScope's client is not installed; run `pip install modelscope` in Laneway's environment"
         ) from error
+    download = partial(
+        snapshot_download,
+        model_id,
+        revision=revision,
+        allow_patterns=FETCHED_PATTERNS,
+        ignore_patterns=SKIPPED_PATTERNS,
+        progress_callbacks=None if on_stage is None else [_reporting_file(_percent_teller(on_stage))],
+    )
     try:
-        folder = str(
-            snapshot_download(
-                model_id,
-                revision=revision,
-                allow_patterns=FETCHED_PATTERNS,
-                ignore_patterns=SKIPPED_PATTERNS,
-                progress_callbacks=None if on_stage is None else [_reporting_file(_percent_teller(on_stage))],
-            )
-        )
-    except OSError as error:
-        raise _disk_or_network_error(source, error, cache_variable="MODELSCOPE_CACHE") from error
+        folder = Path(download())
     except Exception as error:
-        # The client raises plain and private types for unknown ids; their first line is the useful one.
+        # The client raises plain and private types, for a lost network, too.
+        if _is_unreachable(error):
+            folder = _fetched_before(download)
+            if folder is not None:
+                return _found(source, folder)
+            raise CheckpointError(
+                f"{source} is not on this machine and ModelScope cannot be reached; connect once and run "
+                f"`laneway pull {source}`, or give a local folder"
+            ) from error
+        if isinstance(error, OSError):
+            raise _disk_or_network_error(source, error, cache_variable="MODELSCOPE_CACHE") from error
         raise CheckpointError(f"ModelScope cannot give {model_id}: {first_line(error)}") from error
-    return _found(source, Path(folder))
+    return _found(source, folder)
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether a failed connection is what an error of ModelScope's client comes from."""
+    import requests
+
+    # The first two are no ConnectionError and no TimeoutError of Python's.
+    lost_connections = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
+    while error is not None:
+        if isinstance(error, lost_connections):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _fetched_before(download: Callable[..., str]) -> Path | None:
+    """The folder of a model in ModelScope's cache, which its client asks only when it is told to."""
+    try:
+        folder = Path(download(local_files_only=True))
+    except Exception:
+        return None
+    # A download that came to nothing leaves an empty one.
+    return folder if any(folder.glob("*.json")) else None
 
 
 def _disk_or_network_error(source: str, error: OSError, *, cache_variable: str) -> CheckpointError:

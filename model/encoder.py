@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model.blocks import BlockWatch
 from model.packing import PACKED_ATTENTION, PackingUnsupportedError, packed, position_ids
 from model.pooling import Pooling, pool
 from model.types import Features, ModelInfo
@@ -49,6 +50,7 @@ class Backbone:
         self._options = {"use_cache": False} if "use_cache" in accepted else {}
         self._max_padded_share = MAX_PADDED_SHARE
         self.device = next(transformer.parameters()).device
+        self.block_watch = BlockWatch(transformer, self.device)
         self.is_packed = False
         self.packing_note = "not tried"
 

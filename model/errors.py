@@ -10,13 +10,15 @@ ModelError
 │       ├── ImageTooLargeError   more pixels than are decoded
 │       ├── ImageSideError       a side is too short or too long
 │       ├── ImageAspectError     too long for how narrow it is
+│       ├── ImageScansError      a JPEG that paints the same picture too often
 │       ├── ImageMemoryError     more memory than one decode is given
 │       ├── ImageTimeoutError    more time than one decode is given
 │       └── DecodeFailedError    the process died over it, twice, or we made a mistake
 ├── DecoderUnavailableError  no process that decodes images
 └── WorkerError
     ├── WorkerDiedError      the process is gone; the pass may be tried again elsewhere
-    ├── PassTimeoutError     no answer in time; the worker was killed
+    │   ├── PassNotBegunError    the process had not come to the pass, which is not to blame
+    │   └── PassTimeoutError     no answer in time; the worker was killed
     ├── PassFailedError      the encoder raised; the same pass would raise again
     │   └── PassOutOfMemoryError   no memory for the pass; a smaller one may fit
     └── NonFiniteRowError    the pass ran, but this input's vector holds NaN or infinity
@@ -38,13 +40,23 @@ class InputError(ModelError):
 class InputTooLongError(InputError):
     """The input has more tokens than the model reads, and truncation was declined."""
 
-    def __init__(self, *, num_tokens: int, max_tokens: int) -> None:
+    def __init__(self, *, num_tokens: int, max_tokens: int, is_requested: bool = False) -> None:
+        """Say it as OpenAI does, where it is the model's limit.
+
+        Args:
+            num_tokens: What the input has.
+            max_tokens: What it may have.
+            is_requested: The request set that limit itself, below the model's.
+        """
         super().__init__(
-            f"This model's maximum context length is {max_tokens} tokens, however you requested "
+            f"The request allows {max_tokens} tokens for each input, and this one has {num_tokens}."
+            if is_requested
+            else f"This model's maximum context length is {max_tokens} tokens, however you requested "
             f"{num_tokens} tokens."
         )
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
+        self.is_requested = is_requested
 
 
 class TokenIdError(InputError):
@@ -111,6 +123,14 @@ class ImageAspectError(ImageError):
         self.max_aspect_ratio = max_aspect_ratio
 
 
+class ImageScansError(ImageError):
+    """The JPEG comes in more scans than are decoded; each takes as long as a picture."""
+
+    def __init__(self, *, max_scans: int) -> None:
+        super().__init__(f"the JPEG has more than the {max_scans:,} scans that are allowed")
+        self.max_scans = max_scans
+
+
 class ImageMemoryError(ImageError):
     """The decode wanted more memory than one image is given."""
 
@@ -146,6 +166,10 @@ class WorkerError(ModelError):
 
 class WorkerDiedError(WorkerError):
     """The worker process ended under the pass, by a signal, a crash or the kernel's memory killer."""
+
+
+class PassNotBegunError(WorkerDiedError):
+    """The worker process is gone and had certainly not begun the pass, which is not to blame."""
 
 
 class PassTimeoutError(WorkerDiedError):

@@ -4,11 +4,12 @@ import hashlib
 import json
 from dataclasses import asdict
 
+import PIL
 import transformers
 
 from model.checkpoint import file_sha256
 from model.families.family import Recipe
-from model.worker.protocol import LoadOptions
+from model.worker.protocol import ImageOptions, LoadOptions
 
 
 def fingerprint(
@@ -27,7 +28,7 @@ def fingerprint(
         "dtype": dtype,
         "max_tokens": max_tokens,
         "quantization": options.quantization,
-        "image_options": None if recipe.images is None else asdict(options.images),
+        "image_options": None if recipe.images is None else _described_images(options.images),
         "tokenizer": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
         "config": file_sha256(home / "config.json"),
         "transformers": transformers.__version__,
@@ -38,3 +39,14 @@ def fingerprint(
         ),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _described_images(options: ImageOptions) -> dict[str, str]:
+    """What decides about an image besides its sizes, which the recipe has as they came out."""
+    return {
+        "orientation": options.orientation,
+        "alpha": options.alpha,
+        # Pillow 13.0 resizes in another order than 12, and a third of an image's values differ by one. Not
+        # the third number: a corrected decoder must not ask for a new index.
+        "pillow": ".".join(PIL.__version__.split(".")[:2]),
+    }

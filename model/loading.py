@@ -188,7 +188,12 @@ def _check_image_fits(info: ModelInfo) -> None:
     largest = DecodedImage(pixels=np.empty((0, 0, 3), dtype=np.uint8), num_tokens=max_image_tokens)
     [features] = Preparer(info).prepare([EmbeddingInput(images=(largest,))])
     if isinstance(features, InputTooLongError):
+        room = info.max_tokens - (features.num_tokens - max_image_tokens)
+        lower = "--max-image-tokens"
+        if room < info.images.spec.resizes[-1].min_tokens:
+            lower += " and --min-image-tokens"
+        advice = f", or lower {lower} to {room}" if room > 0 else ""
         raise CheckpointError(
             f"an image of {max_image_tokens} tokens is an input of {features.num_tokens}, and {info.source} "
-            f"reads {info.max_tokens}; lower --max-image-tokens or raise --max-tokens"
+            f"reads {info.max_tokens}; raise --max-tokens{advice}"
         )

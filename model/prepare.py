@@ -44,7 +44,16 @@ class Preparer:
         """
         make_features = self._with_prompt if self._template is None else self._with_template
         others = iter(make_features([one for one in inputs if one.token_ids is None]))
-        return [next(others) if one.token_ids is None else self._with_token_ids(one) for one in inputs]
+        made = [next(others) if one.token_ids is None else self._with_token_ids(one) for one in inputs]
+        return [self._owned(one) if isinstance(one, InputTooLongError) else one for one in made]
+
+    def _owned(self, error: InputTooLongError) -> InputTooLongError:
+        """The same refusal, which says whose limit it was."""
+        return InputTooLongError(
+            num_tokens=error.num_tokens,
+            max_tokens=error.max_tokens,
+            is_requested=error.max_tokens < self._info.max_tokens,
+        )
 
     def _with_template(self, inputs: Sequence[EmbeddingInput]) -> list[Features | InputError]:
         """Put texts and images into the model's template."""
@@ -63,7 +72,7 @@ class Preparer:
         )
         return [
             row
-            if isinstance(row, InputTooLongError)
+            if isinstance(row, InputError)
             else Features(
                 token_ids=np.array(row.token_ids, dtype=np.int32),
                 images=tuple(image.pixels for image in one.images),

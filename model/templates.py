@@ -12,7 +12,7 @@ from itertools import groupby
 
 from tokenizers import Tokenizer
 
-from model.errors import InputTooLongError
+from model.errors import InputError, InputTooLongError
 from model.types import ImageTokens, PromptTemplate, Truncation
 
 _SLOT = re.compile(r"(\{(?:instruction|images|text)\})")
@@ -66,7 +66,7 @@ class TemplateTokenizer:
 
     def rows(
         self, fillings: Sequence[Filling], *, limits: Sequence[int], truncations: Sequence[Truncation]
-    ) -> list[Row | InputTooLongError]:
+    ) -> list[Row | InputError]:
         """Make the rows of several inputs; texts that are too long are cut, or refused one by one.
 
         Args:
@@ -84,11 +84,13 @@ class TemplateTokenizer:
         # As a batch, also a single one: ``Tokenizer.encode`` holds the interpreter lock (tokenizers 0.23).
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids_of = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
-        rows: list[Row | InputTooLongError] = []
-        for layout, limit, truncation in zip(layouts, limits, truncations, strict=True):
+        rows: list[Row | InputError] = []
+        for filling, layout, limit, truncation in zip(fillings, layouts, limits, truncations, strict=True):
             try:
-                rows.append(self._row(layout, ids_of, limit, truncation))
-            except InputTooLongError as error:
+                row = self._row(layout, ids_of, limit, truncation)
+                self._check_image_tokens(row, filling)
+                rows.append(row)
+            except InputError as error:
                 rows.append(error)
         return rows
 
@@ -121,6 +123,16 @@ class TemplateTokenizer:
         for num_tokens in num_image_tokens:
             ids += [*self._images.start, *[self._images.pad] * num_tokens, *self._images.end]
         return ids
+
+    def _check_image_tokens(self, row: Row, filling: Filling) -> None:
+        """Refuse a row with more or fewer places for images than images: on CUDA it would end the process."""
+        if self._images is None:
+            return
+        num_places, num_needed = row.token_ids.count(self._images.pad), sum(filling.num_image_tokens)
+        if num_places != num_needed:
+            raise InputError(
+                f"the input has {num_places} tokens that stand for images, and its images have {num_needed}"
+            )
 
     def _row(
         self,

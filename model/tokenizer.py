@@ -45,9 +45,9 @@ def prompt_template(template: Template, tokenizer: Any) -> PromptTemplate:
     """The template with its special tokens by id.
 
     Raises:
-        CheckpointError: The tokenizer does not know one of them.
+        CheckpointError: The tokenizer does not know one of them, or takes it for a word.
     """
-    special_ids = tokenizer.get_added_vocab()
+    special_ids = _special_ids(tokenizer)
     return PromptTemplate(
         pieces=tuple(
             _special_id(piece, special_ids) if piece.startswith("<|") else piece for piece in template.pieces
@@ -61,9 +61,9 @@ def image_inputs(recipe: ImageRecipe, tokenizer: Any) -> ImageInputs:
     """What of images the model reads, with their tokens by id.
 
     Raises:
-        CheckpointError: The tokenizer does not know one of them.
+        CheckpointError: The tokenizer does not know one of them, or takes it for a word.
     """
-    special_ids = tokenizer.get_added_vocab()
+    special_ids = _special_ids(tokenizer)
     return ImageInputs(
         spec=recipe.spec,
         tokens=ImageTokens(
@@ -76,7 +76,22 @@ def image_inputs(recipe: ImageRecipe, tokenizer: Any) -> ImageInputs:
     )
 
 
-def _special_id(token: str, special_ids: Mapping[str, int]) -> int:
+def _special_ids(tokenizer: Any) -> dict[str, int | None]:
+    """Ids of the added tokens; ``None`` where a token is not marked special.
+
+    Of the very tokenizer that the gateway will run: only what is marked there is kept out of clients' texts.
+    """
+    added_tokens = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return {token.content: id_ if token.special else None for id_, token in added_tokens.items()}
+
+
+def _special_id(token: str, special_ids: Mapping[str, int | None]) -> int:
     if token not in special_ids:
         raise CheckpointError(f"the tokenizer has no token {token}, which the model's prompt needs")
-    return special_ids[token]
+    special_id = special_ids[token]
+    if special_id is None:
+        raise CheckpointError(
+            f"the tokenizer does not mark {token} as special, so that any text could hold one; set its "
+            '"special" to true in tokenizer.json and tokenizer_config.json'
+        )
+    return special_id

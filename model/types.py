@@ -66,9 +66,13 @@ class PassResult:
     rows: npt.NDArray[np.float32]
     """``[B, D]``, in the order of the features; normalised where the model normalises."""
     device_s: float
-    """Time the device spent, measured in the worker."""
+    """Time the device spent on this pass, measured in the worker; interruptions are not counted."""
     nonfinite_rows: tuple[int, ...] = ()
     """Rows that hold NaN or infinity: errors, never to be sent."""
+    num_interruptions: int = 0
+    """Urgent passes that ran between two blocks of this one."""
+    interrupted_s: float = 0.0
+    """What they took together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

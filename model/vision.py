@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from model.blocks import BlockWatch
 from model.encoder import TOLERANCE, disagreement
 from model.errors import CheckpointError
 from model.families.family import ImageRecipe, Positions, Towers
@@ -85,6 +86,7 @@ class TwoTowerBackbone:
         self._spec = images.spec
         self._pad_id = pad_id
         self.device = next(model.parameters()).device
+        self.block_watches = [BlockWatch(tower, self.device) for tower in (self._vision, self._text)]
         self.packing_note = "not tried"
         self._patches = PatchReader(images, self.device)
 

@@ -10,13 +10,12 @@ import numpy.typing as npt
 import orjson
 from msgspec import Meta, Struct
 
-from app.dialects.answers import encoded
 from app.dialects.translation import Names, Translation
 from app.engine import Embeddings
 from app.errors import InvalidRequestError, quoted
-from app.outputs import BASE64_BYTES, FLOAT_TEXT_BYTES, base64_texts, finish_rows, float_texts
+from app.outputs import BASE64_BYTES, FLOAT_TEXT_BYTES, base64_texts, encoded, finish_rows, float_texts
 from app.prompts import NEUTRAL, Side
-from app.wire import CreateEmbeddingRequest, Error, Input, Integer, Item
+from app.wire import NUMBERS, CreateEmbeddingRequest, Error, Input, Integer, Item
 
 # N rows, D dimension of an answer, B = D / 8 bytes of its signs
 
@@ -208,14 +207,13 @@ def _rows_of(**items: object) -> Meta:
     return Meta(extra_json_schema={"extra": {"items": items}})
 
 
-_FLOATS = {"type": "array", "items": {"type": "number", "format": "float"}}
 _INTEGERS = {"type": "array", "items": {"type": "integer"}}
 
 
 class CohereEmbeddings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Vectors by type, each list in input order; types that were not asked for are absent."""
 
-    floats: Annotated[list[msgspec.Raw] | msgspec.UnsetType, _rows_of(**_FLOATS)] = msgspec.field(
+    floats: Annotated[list[msgspec.Raw] | msgspec.UnsetType, _rows_of(**NUMBERS)] = msgspec.field(
         default=msgspec.UNSET, name="float"
     )
     base64: Annotated[list[msgspec.Raw] | msgspec.UnsetType, _rows_of(type="string")] = msgspec.UNSET

@@ -6,12 +6,11 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from app.dialects.answers import encoded
 from app.dialects.translation import Names, Translation
 from app.engine import Embeddings
 from app.errors import InvalidRequestError
 from app.inputs import unsupported_modality
-from app.outputs import FLOAT_TEXT_BYTES, finish_rows, float_texts
+from app.outputs import FLOAT_TEXT_BYTES, encoded, finish_rows, float_texts
 from app.wire import CreateEmbeddingRequest, Item, SimilarityResponse
 from model import ModelInfo
 

@@ -4,10 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from app.dialects.answers import encoded
 from app.dialects.translation import Names, Translation
 from app.engine import Embeddings
-from app.outputs import BASE64_BYTES, FLOAT_TEXT_BYTES, base64_texts, finish_rows, float_texts
+from app.outputs import BASE64_BYTES, FLOAT_TEXT_BYTES, base64_texts, encoded, finish_rows, float_texts
 from app.wire import CreateEmbeddingRequest, Embedding, Error, Integer, Item
 from model import ModelInfo
 

@@ -38,4 +38,4 @@ async def embed(data: JSONBody[CohereEmbedRequest], request: GatewayRequest) -> 
         types=types,
         texts=data.texts,
     )
-    return await respond(body, request, wanted, embeddings, CohereEmbedRequest)
+    return respond(body, request, wanted, embeddings, CohereEmbedRequest)

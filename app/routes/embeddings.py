@@ -52,9 +52,7 @@ async def create_embedding(
     headers = {
         **timing_headers(embeddings),
         **rate_limit_headers(services, wanted.lane, waited_s=embeddings.queue_s),
-        **with_ignored(
-            await ignored_params_headers(request, services, CreateEmbeddingRequest), wanted.ignored
-        ),
+        **with_ignored(ignored_params_headers(request, services, CreateEmbeddingRequest), wanted.ignored),
     }
     if wanted.token_encoding is not None:
         headers["x-token-encoding"] = str(wanted.token_encoding)

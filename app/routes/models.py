@@ -12,6 +12,7 @@ from app.services import Services, services_of
 from app.settings import ImageSettings, MediaSettings
 from app.wire import Images, Limits, ListModels, Model
 from model import ImageInputs
+from model.images import ImageLimits
 
 IMAGE_FORMATS = ("jpeg", "png", "webp", "gif")
 """Those that the decoder takes, whatever a file says it is."""
@@ -85,6 +86,7 @@ def model_card(services: Services) -> Model:
 
 def image_card(inputs: ImageInputs, images: ImageSettings, media: MediaSettings) -> Images:
     """What a client may know of images, from the model and from the settings."""
+    limits = ImageLimits()
     return Images(
         max_per_input=inputs.max_images,
         fused=inputs.is_fused_with_text,
@@ -97,4 +99,7 @@ def image_card(inputs: ImageInputs, images: ImageSettings, media: MediaSettings)
         max_bytes=media.max_image_bytes,
         max_request_bytes=media.max_request_image_bytes,
         max_pixels=images.max_image_pixels,
+        min_side=limits.min_side,
+        max_side=limits.max_side,
+        max_aspect_ratio=limits.max_aspect_ratio,
     )

@@ -45,6 +45,8 @@ def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
         "configuration": {
             "batching": dataclasses.asdict(settings.batching),
             "limits": dataclasses.asdict(settings.limits),
+            "media": dataclasses.asdict(settings.media),
+            "images": dataclasses.asdict(settings.images),
             "truncate": settings.model.truncate,
             "token_ids": settings.model.token_ids,
             "default_input_type": settings.model.default_input_type,
@@ -144,7 +146,7 @@ async def similarity(data: JSONBody[SimilarityRequest], request: GatewayRequest)
     translation = translate_similarity(data, model=services_of(request).engine.served_name)
     wanted, embeddings = await embed_translated(request, translation)
     body = await similarity_answer(embeddings, num_texts=len(data.texts or []))
-    return await respond(body, request, wanted, embeddings, SimilarityRequest)
+    return respond(body, request, wanted, embeddings, SimilarityRequest)
 
 
 async def answer_vectors(
@@ -153,4 +155,4 @@ async def answer_vectors(
     """Embed and answer, alike for texts, images and pairs."""
     wanted, embeddings = await embed_translated(request, translation)
     body = await texts_answer(embeddings, normalize=wanted.normalize)
-    return await respond(body, request, wanted, embeddings, body_type)
+    return respond(body, request, wanted, embeddings, body_type)

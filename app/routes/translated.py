@@ -53,7 +53,7 @@ async def embed_translated(
     return wanted, await embed(request, services, wanted)
 
 
-async def respond(
+def respond(
     body: bytes,
     request: GatewayRequest,
     wanted: EmbeddingRequest,
@@ -65,7 +65,7 @@ async def respond(
     headers = {
         **timing_headers(embeddings),
         **rate_limit_headers(services, wanted.lane, waited_s=embeddings.queue_s),
-        **with_ignored(await ignored_params_headers(request, services, body_type), wanted.ignored),
+        **with_ignored(ignored_params_headers(request, services, body_type), wanted.ignored),
     }
     return Response(body, media_type="application/json", headers=headers)
 

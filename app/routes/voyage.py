@@ -39,4 +39,4 @@ async def embed_multimodal(
         model=engine.served_name,
         info=engine.info,
     )
-    return await respond(body, request, wanted, embeddings, VoyageMultimodalRequest)
+    return respond(body, request, wanted, embeddings, VoyageMultimodalRequest)

@@ -9,6 +9,7 @@ The checkpoint's own code is never run. It asks for transformers before 4.52; he
 transformers' own class are called instead, and agree with it to 2e-7 (tests/model/test_gme.py).
 """
 
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -142,19 +143,30 @@ def _is_qwen2_vl(config: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(config, dict) and config.get("model_type") == "qwen2_vl"
 
 
+# A word by itself: "segmentation" has the same letters.
+_NAMES_GME = re.compile(r"(?<![a-z])gme(?![a-z])", re.IGNORECASE)
+_CODE_CLASS = "GmeQwen2VL"
+"""What the classes begin with that its authors put beside the weights."""
+
+
 def _says_gme(config: dict[str, Any], name: str) -> bool:
-    """By the name of the code that its authors put beside the weights, or by its own."""
+    """By its own name, or by that of its code: ``modeling_gme_qwen2vl.GmeQwen2VL``."""
     code = config.get("auto_map")
     code_names = map(str, code.values()) if isinstance(code, dict) else ()
-    return any("gme" in one.lower() for one in (*code_names, name))
+    return _NAMES_GME.search(name) is not None or any(
+        one.rpartition(".")[2].startswith(_CODE_CLASS) for one in code_names
+    )
 
 
 def _second_resize(config: dict[str, Any], options: LoadOptions) -> ResizeRule:
     min_tokens = options.images.min_tokens or config.get("min_image_tokens", MIN_IMAGE_TOKENS)
     max_tokens = options.images.max_tokens or config.get("max_image_tokens", MAX_IMAGE_TOKENS)
     if min_tokens > max_tokens:
+        least = "--min-image-tokens" if options.images.min_tokens else "the model's own bound"
+        most = "--max-image-tokens" if options.images.max_tokens else "the model's own bound"
         raise CheckpointError(
-            f"min_image_tokens is {min_tokens}, more than max_image_tokens, which is {max_tokens}"
+            f"images have {min_tokens} tokens at least ({least}) and {max_tokens} at most ({most}); lower "
+            "--min-image-tokens, or raise --max-image-tokens"
         )
     return ResizeRule(min_tokens=min_tokens, max_tokens=max_tokens, clamps_aspect=False)
 

@@ -5,7 +5,7 @@ that is, is known from its width and height alone.
 """
 
 from model.images.pool import DecoderStatistics, ImageDecoder
-from model.images.sizes import num_image_tokens, target_sizes
+from model.images.sizes import target_sizes
 from model.images.spec import Alpha, DecodedImage, ImageLimits, ImageSpec, Orientation, ResizeRule
 
 __all__ = [
@@ -17,6 +17,5 @@ __all__ = [
     "ImageSpec",
     "Orientation",
     "ResizeRule",
-    "num_image_tokens",
     "target_sizes",
 ]

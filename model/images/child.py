@@ -4,13 +4,9 @@ It is used by one task on one loop, which never has two things under way with it
 """
 
 import asyncio
-import json
 import logging
 import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import DecodeFailedError
+from model.framing import PREFIX_BYTES, FrameError
 from model.images import frames
 from model.images.sizes import num_tokens_at
 from model.images.spec import DecodedImage
+from model.processes import start_python
 
-# The process sees the packages that its parent sees. Of ours it gets the folders alone: what the packages
-# themselves import (tokenizers, asyncio, this file) it has no use for, and it would start half as fast.
-# Ctrl-C reaches the whole foreground process group, also while it still imports, so it is ignored first.
-_BOOTSTRAP = """\
-import json, signal, sys, types
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-sys.path[:] = json.loads(sys.argv[2])
-for name, folder in json.loads(sys.argv[3]).items():
+# Of our packages the process gets the folders alone: what the packages themselves import (tokenizers,
+# asyncio, this file) it has no use for, and it would start half as fast.
+_PROGRAM = """\
+import types
+for name, folder in arguments["packages"].items():
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [folder]
 from model.images.main import main
-main(int(sys.argv[1]))
+main(arguments["fd"])
 """
 _PACKAGES = {"model": str(Path(__file__).parents[1]), "model.images": str(Path(__file__).parent)}
 
@@ -69,7 +64,9 @@ class Child:
         self._socket.setblocking(False)
         with theirs:
             try:
-                self._process = _spawn(theirs.fileno())
+                fd = theirs.fileno()
+                arguments = {"fd": fd, "packages": _PACKAGES}
+                self._process = start_python(_PROGRAM, arguments, fds=(fd,), environment=_environment())
             except BaseException:
                 self._socket.close()
                 raise
@@ -92,7 +89,7 @@ class Child:
         await self._send(frames.pack_head(self._set_up))
         message, _ = await self._receive()
         if not isinstance(message, frames.Ready):
-            raise frames.FrameError(f"a starting decode process sent {type(message).__name__}")
+            raise FrameError(f"a starting decode process sent {type(message).__name__}")
 
     async def decode(self, data: bytes) -> DecodedImage:
         """Decode one file.
@@ -121,7 +118,7 @@ class Child:
                 log.error("a decode went wrong by a mistake of ours: %s", message.description)
                 raise DecodeFailedError()
             case _:
-                raise frames.FrameError(f"{message!r} is no answer to an image")
+                raise FrameError(f"{message!r} is no answer to an image")
 
     @contextmanager
     def watched(self, on_loss: Callable[[], None]) -> Generator[None]:
@@ -155,7 +152,7 @@ class Child:
 
     async def _receive(self) -> tuple[frames.ToGateway, int]:
         """Receive a message, and how many bytes of body follow it."""
-        prefix = await self._read(frames.PREFIX_BYTES)
+        prefix = await self._read(PREFIX_BYTES)
         header_bytes, body_bytes = frames.unpack_prefix(prefix.data)
         header = await self._read(header_bytes)
         return frames.unpack_for_gateway(header.data), body_bytes
@@ -172,24 +169,6 @@ class Child:
         return buffer
 
 
-def describe_exit(returncode: int) -> str:
-    """Say how a process ended, in words that follow "the decode process"."""
-    if returncode >= 0:
-        return f"exited with code {returncode}"
-    try:
-        return f"was killed by {signal.Signals(-returncode).name}"
-    except ValueError:  # a real-time signal
-        return f"was killed by signal {-returncode}"
-
-
-def _spawn(fd: int) -> "subprocess.Popen[bytes]":
-    path = [os.path.abspath(entry) for entry in sys.path]
+def _environment() -> dict[str, str]:
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _BOOTSTRAP, str(fd), json.dumps(path), json.dumps(_PACKAGES)],
-        pass_fds=(fd,),
-        stdin=subprocess.DEVNULL,
-        # What a library prints belongs with the log, not into the gateway's output.
-        stdout=sys.__stderr__,
-        env={**inherited, **_ENVIRONMENT},
-    )
+    return {**inherited, **_ENVIRONMENT}

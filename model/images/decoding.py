@@ -8,6 +8,7 @@ a decode takes the memory of the loaded file and not three times that. The numbe
 it at once: Pillow resizes in two passes, and a pass along the rows takes each row by itself.
 """
 
+import errno
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -31,11 +32,13 @@ from model.errors import (
     ImageAspectError,
     ImageError,
     ImageMemoryError,
+    ImageScansError,
     ImageSideError,
     ImageTooLargeError,
     InvalidImageError,
 )
 from model.images.bands import TURNS, UPRIGHT, Turn, first_pass_bands, first_pass_size
+from model.images.scans import has_more_scans
 from model.images.sizes import Size, num_tokens_at, target_sizes
 from model.images.spec import Alpha, DecodedImage, ImageLimits, ImageSpec, Orientation
 
@@ -49,6 +52,8 @@ _PLUGINS = (
     WebPImagePlugin,
 )
 """Named, so that Pillow has them: it would import those of thirty other formats when it first misses one."""
+# The first ``Image.open`` would do this, when the process can open no more files (confinement.py).
+Image.preinit()
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16")
 """Pixel types that become RGB rightly. Pillow would clip the others ("I", "F") to black or white."""
@@ -124,6 +129,8 @@ def _read(
         max_pixels = _max_pixels(opening_kind, data, limits)
         raise ImageTooLargeError(max_pixels=max_pixels, kind=opening_kind) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise  # no file of a stranger's makes Pillow open another; ours was to import all that it needs
         # Whatever a decoder of hostile bytes may raise: OSError, ValueError, SyntaxError, struct.error, ...
         raise InvalidImageError(fault=type(error).__name__) from None
 
@@ -145,7 +152,7 @@ def _strict_pillow(kind: str, data: bytes, limits: ImageLimits) -> Generator[Non
 
 
 def _check(source: Image.Image, data: bytes, limits: ImageLimits) -> None:
-    """Refuse what the header says is too large, too small, too long or of no pixel type for RGB."""
+    """Refuse what is too large, too small, too long, too slow or of no pixel type for RGB."""
     width, height = source.size
     if min(width, height) < limits.min_side or max(width, height) > limits.max_side:
         raise ImageSideError(width=width, height=height, min_side=limits.min_side, max_side=limits.max_side)
@@ -155,6 +162,8 @@ def _check(source: Image.Image, data: bytes, limits: ImageLimits) -> None:
     max_pixels = _max_pixels(kind, data, limits)
     if width * height > max_pixels:
         raise ImageTooLargeError(max_pixels=max_pixels, num_pixels=width * height, kind=kind)
+    if source.format in ("JPEG", "MPO") and has_more_scans(data, limits.max_scans):
+        raise ImageScansError(max_scans=limits.max_scans)
     if source.mode not in _MODES:
         raise InvalidImageError(fault=f"mode {source.mode}")
 

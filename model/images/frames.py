@@ -1,7 +1,7 @@
 """What crosses the socket between the gateway and a decode process.
 
-A frame is a prefix (mark, size of the header, size of the body), a msgpack header and a body of raw bytes:
-an image file on the way down, its RGB pixels on the way up.
+The header of a frame (``model/framing.py``) is a msgpack message, its body raw bytes: an image file on the
+way down, its RGB pixels on the way up.
 
 Rule 1: a decode process has read hostile bytes and may be anybody's by now. What it sends is held against
 what was asked of it before anything is allocated, and becomes pixels of a size that the model reads or an
@@ -10,7 +10,6 @@ Rule 2: nothing here reads or writes a socket; ``child.py`` and ``main.py`` do t
 """
 
 import math
-import struct
 from typing import Annotated
 
 import msgspec
@@ -19,25 +18,23 @@ from model.errors import (
     ImageAspectError,
     ImageError,
     ImageMemoryError,
+    ImageScansError,
     ImageSideError,
     ImageTooLargeError,
     InvalidImageError,
 )
+from model.framing import FrameError, Framing
 from model.images.spec import Alpha, ImageLimits, ImageSpec, Orientation
 
-MAX_HEADER_BYTES = 64 * 1024
-MAX_BODY_BYTES = 1024 * 1024 * 1024
-"""Far above any image file that a gateway takes in; the limit that counts is the gateway's own."""
-
-_PREFIX = struct.Struct("=4sIQ")
-_MARK = b"LNI1"
-PREFIX_BYTES = _PREFIX.size
+_FRAMING = Framing(
+    mark=b"LNI1",
+    max_header_bytes=64 * 1024,
+    # Far above any image file that a gateway takes in; the limit that counts is the gateway's own.
+    max_body_bytes=1024 * 1024 * 1024,
+)
+unpack_prefix = _FRAMING.unpack_prefix
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class FrameError(Exception):
-    """The bytes are no frame, or not one that may come here. The process is of no more use."""
 
 
 class SetUp(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -89,28 +86,20 @@ _to_gateway: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGate
 
 _REFUSALS: dict[str, type[ImageError]] = {
     error.__name__: error
-    for error in (InvalidImageError, ImageTooLargeError, ImageSideError, ImageAspectError, ImageMemoryError)
+    for error in (
+        InvalidImageError,
+        ImageTooLargeError,
+        ImageSideError,
+        ImageAspectError,
+        ImageScansError,
+        ImageMemoryError,
+    )
 }
 
 
 def pack_head(message: ToProcess | ToGateway, *, body_bytes: int = 0) -> bytes:
     """Prefix and header of a frame; ``body_bytes`` bytes of body must follow it."""
-    header = _encoder.encode(message)
-    _check_sizes(len(header), body_bytes)
-    return _PREFIX.pack(_MARK, len(header), body_bytes) + header
-
-
-def unpack_prefix(prefix: bytes | memoryview) -> tuple[int, int]:
-    """Read how many bytes of header and of body follow the prefix.
-
-    Raises:
-        FrameError: It does not start with the mark, or announces more than is allowed.
-    """
-    mark, header_bytes, body_bytes = _PREFIX.unpack(prefix)
-    if mark != _MARK:
-        raise FrameError(f"a frame starts with {_MARK!r}, this one with {mark!r}")
-    _check_sizes(header_bytes, body_bytes)
-    return header_bytes, body_bytes
+    return _FRAMING.pack_head(_encoder.encode(message), body_bytes=body_bytes)
 
 
 def unpack_for_process(header: bytes | memoryview) -> ToProcess:
@@ -159,10 +148,3 @@ def check_decoded(decoded: Decoded, body_bytes: int, spec: ImageSpec) -> None:
         raise FrameError(f"an image of {width} x {height} pixels is no size of the model's")
     if body_bytes != width * height * 3:
         raise FrameError(f"an image of {width} x {height} pixels came as {body_bytes} bytes")
-
-
-def _check_sizes(header_bytes: int, body_bytes: int) -> None:
-    if header_bytes > MAX_HEADER_BYTES:
-        raise FrameError(f"a header of {header_bytes} bytes; {MAX_HEADER_BYTES} are allowed")
-    if body_bytes > MAX_BODY_BYTES:
-        raise FrameError(f"a body of {body_bytes} bytes; {MAX_BODY_BYTES} are allowed")

@@ -1,40 +1,33 @@
 """The decode process: one image file at a time in, its pixels out, until the gateway ends.
 
-Rule 1: it holds nothing worth stealing and can take nothing down: no key in its environment, no file or
-socket but the gateway's, a bound on its memory, and the gateway kills it when it takes too long.
+Rule 1: it holds nothing worth stealing and takes nothing down: no key in its environment, no file or socket
+but the gateway's, and the gateway kills it when it takes too long. ``confinement.py`` says what else it
+cannot do, and what it still can.
 Rule 2: it logs nothing. What went wrong is told to the gateway, which has a log.
 Rule 3: it imports Pillow, numpy and what is needed to speak, and no more: it starts in 0.1 s, so that one
 that was killed is soon replaced.
 """
 
-import contextlib
-import ctypes
 import faulthandler
 import os
-import resource
-import signal
 import socket
 import traceback
 from io import BufferedReader
-from pathlib import Path
 from typing import NoReturn, cast
 
 from model.errors import ImageError
+from model.framing import PREFIX_BYTES, FrameError
 from model.images import frames
+from model.images.confinement import confine
 from model.images.decoding import decode
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
-_PR_SET_NO_NEW_PRIVS = 38
-_PROCESS_NAME = b"laneway-decoder"  # the kernel shows 15 bytes
+from model.processes import die_with_parent, ignore_shutdown_signals
 
 _READ_BYTES = 64 * 1024
 
 
 def main(fd: int) -> NoReturn:
     """Serve the socket that was inherited as ``fd``; never returns."""
-    _ignore_shutdown_signals()
-    _confine()
+    ignore_shutdown_signals()
     faulthandler.enable()
     with socket.socket(fileno=fd) as gateway:
         gateway.set_inheritable(False)
@@ -49,7 +42,8 @@ def serve(gateway: socket.socket) -> int:
         set_up, _ = _receive(incoming)
         if not isinstance(set_up, frames.SetUp):
             return os.EX_PROTOCOL
-        _limit_memory(set_up.limits.memory_bytes)
+        confine(memory_bytes=set_up.limits.memory_bytes)
+        die_with_parent(name="laneway-decoder")
         gateway.sendall(frames.pack_head(frames.Ready()))
         while True:
             message, data = _receive(incoming)
@@ -57,7 +51,7 @@ def serve(gateway: socket.socket) -> int:
                 return os.EX_PROTOCOL
             _answer(gateway, set_up, data)
             del data  # else it would lie beside the next one
-    except frames.FrameError:
+    except FrameError:
         return os.EX_PROTOCOL
     except (EOFError, ConnectionError):
         return os.EX_OK  # the gateway is gone
@@ -78,7 +72,7 @@ def _answer(gateway: socket.socket, set_up: frames.SetUp, data: bytes) -> None:
 
 
 def _receive(incoming: BufferedReader) -> tuple[frames.ToProcess, bytes]:
-    header_bytes, body_bytes = frames.unpack_prefix(_read(incoming, frames.PREFIX_BYTES))
+    header_bytes, body_bytes = frames.unpack_prefix(_read(incoming, PREFIX_BYTES))
     message = frames.unpack_for_process(_read(incoming, header_bytes))
     return message, _read(incoming, body_bytes)
 
@@ -91,38 +85,7 @@ def _read(incoming: BufferedReader, num_bytes: int) -> bytes:
 
 
 def _describe(error: Exception) -> str:
-    path = " > ".join(f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__))
+    # ``extract_tb`` would read the sources, and there is no opening a file any more.
+    steps = traceback.walk_tb(error.__traceback__)
+    path = " > ".join(f"{frame.f_code.co_name}:{line}" for frame, line in steps)
     return f"{type(error).__name__} in {path}"
-
-
-def _ignore_shutdown_signals() -> None:
-    """Leave shutting down to the gateway, which answers its clients first; see ``worker/main.py``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _confine() -> None:
-    """Die with the gateway, gain no rights by any program, leave no core with somebody's picture in it.
-
-    A gateway that ended before this line is noticed by the end of the socket. prctl(2) is Linux's;
-    elsewhere the end of the socket is all there is.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(AttributeError, OSError):
-        prctl = ctypes.CDLL(None).prctl
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        prctl(_PR_SET_NAME, _PROCESS_NAME)
-
-
-def _limit_memory(memory_bytes: int) -> None:
-    """Give this process so much more address space than it has now; Linux only."""
-    try:
-        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        return
-    limit_bytes = num_pages * resource.getpagesize() + memory_bytes
-    _, hard_bytes = resource.getrlimit(resource.RLIMIT_AS)
-    if hard_bytes != resource.RLIM_INFINITY:
-        limit_bytes = min(limit_bytes, hard_bytes)
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))

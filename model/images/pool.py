@@ -3,7 +3,9 @@
 Rule 1: one task owns one process and gives it one image at a time; ``decode`` hands over a job and waits.
 Rule 2: every job ends in an image or an error, whatever happens to the process or to the decoder.
 Rule 3: a query's image is never behind a document's: one process takes no documents, and the others take
-queries first.
+queries first. Requests take turns (jobs.py).
+Rule 4: nobody's image is behind one that nobody waits for: a decode whose caller has gone may come to its end
+if that is near, and is killed if it is not.
 
 There is a library for such a pool, Pebble 5.2. It polls every 0.1 s from three threads, hands jobs to its
 processes through one pipe (first come, first served) under a lock that a killed process may leave held, and
@@ -13,19 +15,24 @@ pickles what comes back.
 import asyncio
 import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Hashable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from model.errors import DecodeFailedError, DecoderUnavailableError, ImageError, ImageTimeoutError
+from model.framing import FrameError
 from model.images import frames
-from model.images.child import Child, describe_exit
+from model.images.child import Child
+from model.images.jobs import Job, WaitingJobs
 from model.images.spec import Alpha, DecodedImage, ImageLimits, ImageSpec, Orientation
+from model.processes import describe_exit
 
 _MAX_ATTEMPTS = 2
 """A process may die by no fault of the image. If a second one dies over it, it is the image."""
 _FIRST_RESTART_DELAY_S = 0.1
 _MAX_RESTART_DELAY_S = 10.0
+_ABANDONED_GRACE_S = 0.5
+"""A decode may go on for so long without a caller. Most end by then; a process takes 0.2 s to replace."""
 
 log = logging.getLogger("laneway.images")
 
@@ -44,61 +51,12 @@ class DecoderStatistics:
     num_refused: int
     """Images that could not be embedded, those below not among them."""
     num_timeouts: int
+    num_abandoned: int = 0
+    """Decodes that were killed because nobody waited for them any more."""
     num_crashes: int
     """Times that a process died over an image."""
     num_restarts: int
     """Processes that took the place of another, for whatever reason."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Job:
-    data: bytes
-    is_query: bool
-    answer: "asyncio.Future[DecodedImage]"
-    num_attempts: int = 0
-
-    def finish(self, image: DecodedImage) -> None:
-        if not self.answer.done():
-            self.answer.set_result(image)
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-
-class _WaitingJobs:
-    """Jobs that no process has taken yet: queries before documents, each in the order they came."""
-
-    def __init__(self) -> None:
-        self.queries: OrderedDict[_Job, None] = OrderedDict()
-        self.documents: OrderedDict[_Job, None] = OrderedDict()
-
-    def add(self, job: _Job) -> None:
-        self._lane_of(job)[job] = None
-
-    def add_first(self, job: _Job) -> None:
-        self.add(job)
-        self._lane_of(job).move_to_end(job, last=False)
-
-    def discard(self, job: _Job) -> None:
-        self._lane_of(job).pop(job, None)
-
-    def take(self, *, takes_documents: bool) -> _Job | None:
-        """The next job for a process, or ``None``."""
-        lanes = (self.queries, self.documents) if takes_documents else (self.queries,)
-        for lane in lanes:
-            if lane:
-                return lane.popitem(last=False)[0]
-        return None
-
-    def take_all(self) -> list[_Job]:
-        jobs = [*self.queries, *self.documents]
-        self.queries.clear()
-        self.documents.clear()
-        return jobs
-
-    def _lane_of(self, job: _Job) -> OrderedDict[_Job, None]:
-        return self.queries if job.is_query else self.documents
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -153,12 +111,13 @@ class ImageDecoder:
             _Seat(takes_documents=num_processes == 1 or number > 0) for number in range(num_processes)
         ]
         self._keepers: list[asyncio.Task[None]] = []
-        self._waiting = _WaitingJobs()
+        self._waiting = WaitingJobs()
         self._is_open = False
 
         self._num_decoded = 0
         self._num_refused = 0
         self._num_timeouts = 0
+        self._num_abandoned = 0
         self._num_crashes = 0
         self._num_restarts = 0
 
@@ -186,12 +145,14 @@ class ImageDecoder:
             self._keepers.append(keeper)
         self._is_open = True
 
-    async def decode(self, data: bytes, *, is_query: bool) -> DecodedImage:
+    async def decode(self, data: bytes, *, is_query: bool, group: Hashable = None) -> DecodedImage:
         """Decode an image file. A caller that goes away takes its place in the queue with it.
 
         Args:
             data: The whole file.
             is_query: It goes ahead of all documents.
+            group: The request that it belongs to: waiting images of several groups are decoded in turn.
+                ``None``: a group of its own.
 
         Raises:
             ImageError: The image cannot be embedded; the message may be shown to whoever sent it.
@@ -200,7 +161,8 @@ class ImageDecoder:
         if not self._is_open:
             raise DecoderUnavailableError("the image decoder is not open")
         answer: asyncio.Future[DecodedImage] = asyncio.get_running_loop().create_future()
-        job = _Job(data=data, is_query=is_query, answer=answer)
+        own_group = object() if group is None else group
+        job = Job(data=data, is_query=is_query, group=own_group, answer=answer)
         self._waiting.add(job)
         for seat in self._seats:
             seat.wake.set()
@@ -226,11 +188,12 @@ class ImageDecoder:
         return DecoderStatistics(
             pids=tuple(seat.child.pid for seat in self._seats if seat.child is not None),
             num_decoding=sum(seat.is_decoding for seat in self._seats),
-            num_waiting_queries=len(self._waiting.queries),
-            num_waiting_documents=len(self._waiting.documents),
+            num_waiting_queries=self._waiting.num_queries,
+            num_waiting_documents=self._waiting.num_documents,
             num_decoded=self._num_decoded,
             num_refused=self._num_refused,
             num_timeouts=self._num_timeouts,
+            num_abandoned=self._num_abandoned,
             num_crashes=self._num_crashes,
             num_restarts=self._num_restarts,
         )
@@ -272,33 +235,40 @@ class ImageDecoder:
             await self._run(job, child)
             seat.is_decoding = False
 
-    async def _next_job(self, seat: _Seat, child: Child) -> _Job:
+    async def _next_job(self, seat: _Seat, child: Child) -> Job:
         while True:
             seat.wake.clear()
             if child.is_lost:
                 raise _ProcessLostError("was idle")
             job = self._waiting.take(takes_documents=seat.takes_documents)
-            if job is not None:
+            if job is None:
+                with child.watched(seat.wake.set):
+                    await seat.wake.wait()
+            elif not job.answer.done():  # else its caller has just gone
                 return job
-            with child.watched(seat.wake.set):
-                await seat.wake.wait()
 
-    async def _run(self, job: _Job, child: Child) -> None:
+    async def _run(self, job: Job, child: Child) -> None:
         timeout_s = self._set_up.limits.decode_timeout_s
         job.num_attempts += 1
         try:
-            async with asyncio.timeout(timeout_s):
-                image = await child.decode(job.data)
+            async with asyncio.timeout(timeout_s) as limit:
+                with _shortened_without_caller(limit, job):
+                    image = await child.decode(job.data)
         except ImageError as error:
             self._num_refused += 1
             job.fail(error)
         except TimeoutError:
+            if job.answer.cancelled():
+                self._num_abandoned += 1
+                raise _ProcessLostError(
+                    f"was decoding an image of {len(job.data)} bytes that nobody waits for any more"
+                ) from None
             self._num_timeouts += 1
             job.fail(ImageTimeoutError(timeout_s=timeout_s))
             raise _ProcessLostError(
                 f"had not decoded an image of {len(job.data)} bytes after {timeout_s:g} s"
             ) from None
-        except (EOFError, OSError, frames.FrameError) as error:
+        except (EOFError, OSError, FrameError) as error:
             self._num_crashes += 1
             self._try_again(job)
             raise _ProcessLostError(
@@ -311,7 +281,9 @@ class ImageDecoder:
             self._num_decoded += 1
             job.finish(image)
 
-    def _try_again(self, job: _Job) -> None:
+    def _try_again(self, job: Job) -> None:
+        if job.answer.done():
+            return  # its caller has gone
         if job.num_attempts < _MAX_ATTEMPTS:
             self._waiting.add_first(job)
         else:
@@ -346,7 +318,7 @@ class ImageDecoder:
             raise DecoderUnavailableError(
                 f"a decode process (pid {child.pid}) was not ready after {self._start_timeout_s:g} s"
             ) from None
-        except (EOFError, OSError, frames.FrameError) as error:
+        except (EOFError, OSError, FrameError) as error:
             how = describe_exit(await child.end())
             raise DecoderUnavailableError(
                 f"a decode process (pid {child.pid}) {how} when it was started"
@@ -368,6 +340,22 @@ class ImageDecoder:
         if all(one.done() for one in self._keepers):
             self._is_open = False
             self._fail_waiting(DecoderUnavailableError("the image decoder has no processes any more"))
+
+
+@contextmanager
+def _shortened_without_caller(limit: asyncio.Timeout, job: Job) -> Generator[None]:
+    """Within it, ``limit`` is brought forward when the job's caller goes away."""
+
+    def shorten(_: object) -> None:
+        end_s = limit.when()
+        if end_s is not None and not limit.expired():
+            limit.reschedule(min(end_s, asyncio.get_running_loop().time() + _ABANDONED_GRACE_S))
+
+    job.answer.add_done_callback(shorten)
+    try:
+        yield
+    finally:
+        job.answer.remove_done_callback(shorten)
 
 
 def _closed() -> DecoderUnavailableError:

@@ -35,11 +35,6 @@ def target_sizes(width: int, height: int, spec: ImageSpec) -> tuple[Size, ...]:
     return tuple(sizes)
 
 
-def num_image_tokens(width: int, height: int, spec: ImageSpec) -> int:
-    """Tokens that an image of this size takes in the model's sequence; raises as ``target_sizes`` does."""
-    return num_tokens_at(target_sizes(width, height, spec)[-1], spec)
-
-
 def num_tokens_at(size: Size, spec: ImageSpec) -> int:
     """Tokens of an image that already has the size the model reads."""
     width, height = size

@@ -72,6 +72,9 @@ class ImageLimits:
     """Pixels. Below it there is nothing to see, and much to enlarge (CVE-2026-22773 is one pixel)."""
     max_aspect_ratio: float = 200.0
     """Long side over short side."""
+    max_scans: int = 32
+    """Times that a JPEG goes over its picture; libjpeg's progressive files do it 10 times. At 28 million
+    pixels a scan that adds nothing has 48 bytes and takes 0.04 s."""
     decode_timeout_s: float = 10.0
     """A decode that takes longer is killed. 40 million pixels take some 2 s on one core."""
     memory_bytes: int = 290_000_000

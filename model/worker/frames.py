@@ -5,7 +5,7 @@ numbers: int32 token ids and uint8 pixels on the way down, float32 rows on the w
 order. The header says how the body is cut, so ids, pixels and rows are read where they arrived, uncopied.
 
 Rule 1: sizes are checked before anything is allocated, shapes before anything is read.
-Rule 2: nothing here reads or writes a socket; ``child.py`` and ``main.py`` do that.
+Rule 2: nothing here reads or writes a socket; ``child.py`` and ``mailbox.py`` do that.
 """
 
 import struct
@@ -36,6 +36,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
+Buffer = bytes | bytearray | memoryview
+
 
 class FrameError(Exception):
     """The bytes are no frame, or not one that may come here. The connection is of no more use."""
@@ -63,10 +65,14 @@ class Run(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Height and width of each input's images; empty where no input has any."""
     image_lengths: tuple[_Count, ...] = ()
     """Tokens that stand for images in each input; empty with ``image_sizes``."""
+    is_urgent: bool = False
+    """It runs before those that are not, and nothing interrupts it."""
+    may_interrupt: bool = False
+    """Being urgent, it need not wait for the end of a pass that is not."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Gateway to worker: end, when the pass that runs is answered."""
+    """Gateway to worker: end, when the passes that came before are answered."""
 
 
 class Stage(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -95,7 +101,12 @@ class Rows(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_rows: _Positive
     dimension: _Positive
     device_s: _Seconds
+    """Without ``interrupted_s``."""
     nonfinite_rows: tuple[_Count, ...]
+    num_interruptions: _Count = 0
+    """Urgent passes that ran between two blocks of this one."""
+    interrupted_s: _Seconds = 0.0
+    """What they took together."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -150,26 +161,31 @@ def unpack_for_gateway(header: memoryview) -> ToGateway:
         raise FrameError(f"no message for a gateway: {error}") from error
 
 
-def pack_run(pass_id: int, features: Sequence[Features]) -> bytes:
-    """Write a whole pass as one frame: one small copy instead of one system call for each input."""
-    arrays: list[npt.NDArray[np.int32] | npt.NDArray[np.uint8]]
-    arrays = [np.ascontiguousarray(one.token_ids, dtype=np.int32) for one in features]
-    lengths = tuple(map(len, arrays))
-    has_images = any(one.images for one in features)
-    if has_images:
-        arrays += [np.ascontiguousarray(image) for one in features for image in one.images]
+def pack_run(
+    pass_id: int, features: Sequence[Features], *, is_urgent: bool = False, may_interrupt: bool = False
+) -> list[Buffer]:
+    """Write a whole pass as one frame, in parts to be sent one after the other.
+
+    Ids are copied into one part with the header: a small copy instead of a system call for each input.
+    Pixels are not: each image is a part, and a view of its array.
+    """
+    ids = [np.ascontiguousarray(one.token_ids, dtype=np.int32) for one in features]
+    pixels = [np.ascontiguousarray(image) for one in features for image in one.images]
+    has_images = bool(pixels)
     run = Run(
         pass_id=pass_id,
-        lengths=lengths,
+        lengths=tuple(map(len, ids)),
         prompt_lengths=tuple(one.num_prompt_tokens for one in features),
         dropped_lengths=tuple(one.num_dropped_tokens for one in features),
         image_sizes=tuple(tuple(image.shape[:2] for image in one.images) for one in features)
         if has_images
         else (),
         image_lengths=tuple(one.num_image_tokens for one in features) if has_images else (),
+        is_urgent=is_urgent,
+        may_interrupt=may_interrupt,
     )
-    head = pack_head(run, body_bytes=sum(array.nbytes for array in arrays))
-    return b"".join((head, *(array.reshape(-1).view(np.uint8).data for array in arrays)))
+    head = pack_head(run, body_bytes=sum(array.nbytes for array in (*ids, *pixels)))
+    return [b"".join((head, *(array.data for array in ids))), *(array.reshape(-1).data for array in pixels)]
 
 
 def unpack_run(run: Run, body: memoryview) -> list[Features]:

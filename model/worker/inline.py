@@ -32,6 +32,8 @@ log = logging.getLogger("laneway.worker")
 class InlineWorker:
     """Owns one thread, and the encoder that lives in it."""
 
+    can_interrupt = False
+
     def __init__(self, options: LoadOptions, *, loader: str = DEFAULT_LOADER) -> None:
         """Describe the worker; ``start`` starts it.
 
@@ -87,8 +89,15 @@ class InlineWorker:
         if self._is_stopped:
             raise WorkerDiedError("the worker was stopped")
 
-    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
-        """Run one pass. A second one that comes before the answer waits its turn.
+    async def run(
+        self,
+        features: Sequence[Features],
+        *,
+        timeout_s: float | None = None,
+        is_urgent: bool = False,
+        may_interrupt: bool = False,
+    ) -> PassResult:
+        """Run one pass. Those that come before the answer wait their turn, urgent ones, too.
 
         A thread cannot be ended, so ``timeout_s`` is not heeded.
 

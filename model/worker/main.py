@@ -1,30 +1,53 @@
-"""The worker process: load a model, then answer passes one by one until the gateway ends or says stop.
+"""The worker process: load a model, then answer passes until the gateway ends or says stop.
+
+One thread computes one pass after the other, urgent ones first. Before each block of a pass that is not
+urgent it looks whether an urgent one has come that may interrupt; that one is computed and answered then and
+there, and the other goes on where it was.
 
 Rule 1: nothing that the encoder raises leaves the process but the exception's type; its text goes to the log.
 Rule 2: no worker without a gateway: the process ends with its parent, even in the middle of a pass.
+Rule 3: what goes wrong in a pass that interrupts does no harm to the one that it interrupts.
 """
 
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from io import BufferedReader
-from typing import NoReturn, cast
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 
 from model.errors import CheckpointError
-from model.types import Features
+from model.interruption import Safepoints
 from model.worker import frames
 from model.worker.child import EXIT_DEVICE_LOST, EXIT_LOAD_FAILED, EXIT_PROTOCOL
 from model.worker.logs import configure_logging, one_line
-from model.worker.passes import Encoder, Fault, import_loader, judge, release_memory, run_pass
+from model.worker.mailbox import Mailbox, Pass
+from model.worker.passes import (
+    Encoder,
+    Fault,
+    Interruptions,
+    import_loader,
+    judge,
+    release_memory,
+    run_pass,
+    start_watch,
+)
+
+MAX_BLOCKS_AHEAD = 2
+"""Blocks that a CUDA device is given ahead of the one it computes, in long passes: one that is ready when it
+comes to its end, and one more for a launch that takes longer. Not measured."""
+LONG_PASS_TOKENS = 2_048
+"""From here on a block takes a CUDA device much longer than to launch it takes the CPU (for a model of 2B
+parameters and more, some 2 ms against 0.5), so that waiting costs nothing. Not measured."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -33,33 +56,35 @@ _PROCESS_NAME = b"laneway-worker"  # the kernel shows 15 bytes
 log = logging.getLogger("laneway.worker")
 
 
-def main(fd: int, *, log_json: bool = False) -> NoReturn:
-    """Serve the socket that was inherited as ``fd``; never returns."""
+def main(fd: int, urgent_fd: int, *, log_json: bool = False) -> NoReturn:
+    """Serve the sockets that were inherited as ``fd`` and ``urgent_fd``; never returns."""
     _ignore_shutdown_signals()
     _die_with_parent()
     configure_logging(as_json=log_json)
     faulthandler.enable()
-    with socket.socket(fileno=fd) as gateway:
+    with socket.socket(fileno=fd) as gateway, socket.socket(fileno=urgent_fd) as urgent:
         gateway.set_inheritable(False)
-        exit_code = serve(gateway)
+        urgent.set_inheritable(False)
+        exit_code = serve(Mailbox(gateway, urgent))
     # Nothing here needs tearing down, and a device in an error state can hang in it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
 
 
-def serve(gateway: socket.socket) -> int:
+def serve(mailbox: Mailbox) -> int:
     """Load what the first frame says, then answer passes; returns the exit code."""
-    incoming = cast(BufferedReader, gateway.makefile("rb", buffering=frames.CHUNK_BYTES))
     try:
-        load, _ = _receive(incoming)
+        load = mailbox.next()
         if not isinstance(load, frames.Load):
-            raise frames.FrameError(f"the first frame must be a Load, not a {type(load).__name__}")
+            raise frames.FrameError(f"the first frame must be a Load, not a {_name(load)}")
         _run_on(load.cpu)
-        encoder = _load(load, gateway)
+        encoder = _load(load, mailbox)
         if encoder is None:
             return EXIT_LOAD_FAILED
-        return _answer_passes(encoder, load.options.device, gateway, incoming)
+        return Answerer(encoder, load.options.device, mailbox).answer_passes()
+    except _DeviceLostError:
+        return EXIT_DEVICE_LOST
     except frames.FrameError as error:
         log.error("%s", error)
         return EXIT_PROTOCOL
@@ -67,9 +92,13 @@ def serve(gateway: socket.socket) -> int:
         return 0  # the gateway is gone
 
 
-def _load(load: frames.Load, gateway: socket.socket) -> Encoder | None:
+def _name(message: Pass | frames.ToWorker) -> str:
+    return "Run" if isinstance(message, Pass) else type(message).__name__
+
+
+def _load(load: frames.Load, mailbox: Mailbox) -> Encoder | None:
     def on_stage(text: str) -> None:
-        _send(gateway, frames.Stage(text=text))
+        mailbox.send(frames.Stage(text=text))
 
     try:
         encoder = import_loader(load.loader)(load.options, on_stage)
@@ -82,88 +111,120 @@ def _load(load: frames.Load, gateway: socket.socket) -> Encoder | None:
         else:
             log.exception("cannot load %s", load.options.source)
             message = f"cannot load {load.options.source}: {type(error).__name__}: {error}"
-        _send(gateway, frames.LoadFailed(message=one_line(message)))
+        mailbox.send(frames.LoadFailed(message=one_line(message)))
         return None
     # torch and the model are some hundred thousand objects that stay: a full collection would look through
     # them all in the middle of a pass.
     gc.collect()
     gc.freeze()
-    _send(gateway, frames.Ready(info=encoder.info))
+    mailbox.send(frames.Ready(info=encoder.info))
     return encoder
 
 
-def _answer_passes(encoder: Encoder, device: str, gateway: socket.socket, incoming: BufferedReader) -> int:
-    while True:
-        message, body = _receive(incoming)
-        match message:
-            case frames.Run():
-                if not _answer(encoder, device, gateway, message.pass_id, frames.unpack_run(message, body)):
-                    return EXIT_DEVICE_LOST
-            case frames.Stop():
-                return 0
-            case frames.Load():
-                raise frames.FrameError("a second Load came")
+class _DeviceLostError(BaseException):
+    """Every call to the device fails from here on.
+
+    No ``Exception``: raised in a pass that interrupts, it has to get through the one that is interrupted.
+    """
 
 
-def _answer(
-    encoder: Encoder, device: str, gateway: socket.socket, pass_id: int, features: Sequence[Features]
-) -> bool:
-    """Run one pass and send its rows or its failure. ``False``: the device is lost, nothing was sent."""
-    try:
-        result = run_pass(encoder, features)
-    except Exception as error:
-        log.exception("a pass of %d inputs failed", len(features))
-        fault, error_type = judge(error, device), type(error).__name__
-    else:
-        rows = frames.Rows(
-            pass_id=pass_id,
-            num_rows=result.rows.shape[0],
-            dimension=result.rows.shape[1],
-            device_s=result.device_s,
-            nonfinite_rows=result.nonfinite_rows,
+class Answerer:
+    """Owns a loaded encoder, and answers the passes in a mailbox with it."""
+
+    def __init__(self, encoder: Encoder, device: str, mailbox: Mailbox) -> None:
+        """Take the encoder over.
+
+        Args:
+            encoder: Loaded and warm.
+            device: Where it computes, as in ``LoadOptions.device``.
+            mailbox: Where passes come from and answers go.
+        """
+        self._encoder = encoder
+        self._device = device
+        self._mailbox = mailbox
+
+    def answer_passes(self) -> int:
+        """Answer one pass after the other; returns the exit code when told to stop.
+
+        Raises:
+            EOFError, ConnectionError: The gateway is gone.
+            FrameError: It sent what must not come.
+            _DeviceLostError: Nothing more can be computed; the pass is not answered.
+        """
+        while True:
+            match self._mailbox.next():
+                case Pass() as one:
+                    self._answer(one)
+                case frames.Stop():
+                    return 0
+                case frames.Load():
+                    raise frames.FrameError("a second Load came")
+
+    def _answer(self, one: Pass) -> None:
+        interruptions = Interruptions()
+        points = None if one.is_urgent else self._safepoints(one, interruptions)
+        self._mailbox.send(*self._compute(one, points, interruptions, start_watch()))
+
+    def _safepoints(self, one: Pass, interruptions: Interruptions) -> Safepoints:
+        return Safepoints(
+            on_block=functools.partial(self._let_urgent_run, interruptions),
+            max_blocks_ahead=MAX_BLOCKS_AHEAD if one.num_tokens >= LONG_PASS_TOKENS else None,
         )
-        _send(gateway, rows, result.rows.reshape(-1).view(np.uint8).data)
-        return True
-    if fault is Fault.DEVICE_LOST:
-        log.critical("%s fails every call from here on; the process ends to get a new one", device)
-        return False
-    is_out_of_memory = fault is Fault.OUT_OF_MEMORY
-    if is_out_of_memory:  # here, not above: the exception's traceback holds the tensors of the pass
-        gc.collect()
-        release_memory(device)
-    _send(
-        gateway,
-        frames.Failed(
-            pass_id=pass_id,
-            error_type=error_type,
-            is_out_of_memory=is_out_of_memory,
-        ),
-    )
-    return True
 
+    def _let_urgent_run(self, interruptions: Interruptions) -> None:
+        """Run the urgent passes that wait and may interrupt. Those that come meanwhile wait for a block."""
+        self._mailbox.look()
+        for _ in range(self._mailbox.num_urgent):
+            elapsed_s = start_watch(self._device)
+            urgent = self._mailbox.next_interrupting()
+            if urgent is None:
+                return
+            message, body = self._compute(urgent, None, Interruptions(), elapsed_s)
+            if isinstance(message, frames.Failed) and message.is_out_of_memory:
+                # Beside the other there is no room for it. Alone there may be.
+                self._mailbox.put_back(replace(urgent, may_interrupt=False))
+            else:
+                try:
+                    self._mailbox.send(message, body)
+                except ConnectionError as error:
+                    self._mailbox.close(error)
+            interruptions.add(elapsed_s())
 
-def _send(gateway: socket.socket, message: frames.ToGateway, body: memoryview | bytes = b"") -> None:
-    head = frames.pack_head(message, body_bytes=len(body))
-    if len(body) <= frames.CHUNK_BYTES:
-        # One write is one waking of the gateway: for a query that is most of what this socket costs.
-        gateway.sendall(head + bytes(body))
-        return
-    gateway.sendall(head)
-    gateway.sendall(body)
-
-
-def _receive(incoming: BufferedReader) -> tuple[frames.ToWorker, memoryview]:
-    header_bytes, body_bytes = frames.unpack_prefix(_read(incoming, frames.PREFIX_BYTES))
-    message = frames.unpack_for_worker(_read(incoming, header_bytes))
-    return message, _read(incoming, body_bytes)
-
-
-def _read(incoming: BufferedReader, num_bytes: int) -> memoryview:
-    buffer = np.empty(num_bytes, dtype=np.uint8).data
-    num_read = incoming.readinto(buffer)  # blocks until it is full, or the stream has ended
-    if num_read < num_bytes:
-        raise EOFError(f"the gateway's socket ended after {num_read} of {num_bytes} bytes")
-    return buffer
+    def _compute(
+        self,
+        one: Pass,
+        points: Safepoints | None,
+        interruptions: Interruptions,
+        elapsed_s: Callable[[], float],
+    ) -> tuple[frames.Rows | frames.Failed, memoryview]:
+        """Run one pass; returns its answer. Raises ``_DeviceLostError`` alone."""
+        try:
+            result = run_pass(
+                self._encoder, one.features, points=points, interruptions=interruptions, elapsed_s=elapsed_s
+            )
+        except Exception as error:
+            log.exception("a pass of %d inputs failed", len(one.features))
+            fault, error_type = judge(error, self._device), type(error).__name__
+        else:
+            rows = frames.Rows(
+                pass_id=one.pass_id,
+                num_rows=result.rows.shape[0],
+                dimension=result.rows.shape[1],
+                device_s=result.device_s,
+                nonfinite_rows=result.nonfinite_rows,
+                num_interruptions=result.num_interruptions,
+                interrupted_s=result.interrupted_s,
+            )
+            return rows, result.rows.reshape(-1).view(np.uint8).data
+        if fault is Fault.DEVICE_LOST:
+            log.critical("%s fails every call from here on; the process ends to get a new one", self._device)
+            raise _DeviceLostError
+        is_out_of_memory = fault is Fault.OUT_OF_MEMORY
+        if is_out_of_memory:  # here, not above: the exception's traceback holds the tensors of the pass
+            gc.collect()
+            release_memory(self._device)
+        failed = frames.Failed(pass_id=one.pass_id, error_type=error_type, is_out_of_memory=is_out_of_memory)
+        return failed, memoryview(b"")
 
 
 def _ignore_shutdown_signals() -> None:

@@ -8,12 +8,14 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from model.interruption import Safepoints, safepoints
 from model.types import Features, ModelInfo, PassResult
 from model.worker.protocol import LoadOptions, OnStage
 
@@ -53,15 +55,45 @@ def import_loader(path: str) -> Loader:
     return cast(Loader, getattr(importlib.import_module(module), function))
 
 
-def run_pass(encoder: Encoder, features: Sequence[Features]) -> PassResult:
+@dataclass(slots=True, kw_only=True)
+class Interruptions:
+    """Counts the passes that ran between two blocks of another."""
+
+    count: int = 0
+    total_s: float = 0.0
+
+    def add(self, elapsed_s: float) -> None:
+        """Count one more that took so long."""
+        self.count += 1
+        self.total_s += elapsed_s
+
+
+def run_pass(
+    encoder: Encoder,
+    features: Sequence[Features],
+    *,
+    points: Safepoints | None = None,
+    interruptions: Interruptions | None = None,
+    elapsed_s: Callable[[], float] | None = None,
+) -> PassResult:
     """Run one pass, time it, and look for rows that must not be sent.
+
+    Args:
+        encoder: What computes it.
+        features: What to encode together.
+        points: What happens between its blocks. ``None``: nothing, also where it runs inside another pass.
+        interruptions: Where ``points`` counts what it does.
+        elapsed_s: A watch that runs (see ``start_watch``). ``None``: one of this process.
 
     Raises:
         ValueError: The encoder gave rows of another shape or type than its info promises.
     """
-    started_s = time.perf_counter()
-    rows = encoder.encode(features)
-    device_s = time.perf_counter() - started_s
+    interruptions = interruptions or Interruptions()
+    elapsed_s = elapsed_s or start_watch()
+    with safepoints(points):
+        rows = encoder.encode(features)
+    # Two clocks where a device has its own: their difference must not make a time negative.
+    device_s = max(0.0, elapsed_s() - interruptions.total_s)
     expected = (len(features), encoder.info.dimension)
     if rows.shape != expected or rows.dtype != np.float32:
         raise ValueError(f"the encoder gave {rows.dtype} rows of shape {rows.shape}, not float32 {expected}")
@@ -70,7 +102,35 @@ def run_pass(encoder: Encoder, features: Sequence[Features]) -> PassResult:
         rows=np.ascontiguousarray(rows),
         device_s=device_s,
         nonfinite_rows=tuple(np.flatnonzero(~is_finite).tolist()),
+        num_interruptions=interruptions.count,
+        interrupted_s=interruptions.total_s,
     )
+
+
+def start_watch(device: str = "cpu") -> Callable[[], float]:
+    """Start a watch; calling it gives the seconds since.
+
+    On CUDA it starts when the device comes to it, behind everything that was launched before: what an
+    interruption takes does not include the blocks that were launched ahead of it.
+
+    Args:
+        device: Where what is timed runs, as in ``LoadOptions.device``.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda"):
+        started_s = time.perf_counter()
+        return lambda: time.perf_counter() - started_s
+    stream = torch.cuda.current_stream(device)
+    started = torch.cuda.Event(enable_timing=True)
+    started.record(stream)
+
+    def elapsed_s() -> float:
+        ended = torch.cuda.Event(enable_timing=True)
+        ended.record(stream)
+        ended.synchronize()
+        return started.elapsed_time(ended) / 1000
+
+    return elapsed_s
 
 
 def judge(error: Exception, device: str) -> Fault:

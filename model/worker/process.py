@@ -1,7 +1,11 @@
 """A worker in a process of its own, supervised: what dies is started again, what hangs is killed.
 
-Rule 1: one task owns the process, its socket and the state. ``run`` hands it a job and waits; while the owner
-        waits for one (``READY``), ``run`` begins to send it in the owner's place, which is then woken.
+Several passes may be out. The process computes the urgent ones first, in the order they were sent, then the
+others in theirs; an urgent one that comes later may run in the middle of another (see ``main.py``). So of
+all that are out two at most can have begun, and what follows from that is decided in ``Outstanding``.
+
+Rule 1: ``run`` sends in the call, and an answer is given in the callback that received it: no task is woken
+        in between. One task owns the process's beginning and end.
 Rule 2: every job ends in a result or an error, whatever happens to the process or to the worker.
 Rule 3: one worker is one model: a restart that finds other files has failed.
 Rule 4: nothing here imports torch: a fault of the device must not be able to reach the gateway.
@@ -10,7 +14,6 @@ Rule 4: nothing here imports torch: a fault of the device must not be able to re
 import asyncio
 import itertools
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +22,7 @@ from typing import NoReturn
 from model.errors import (
     CheckpointError,
     PassFailedError,
+    PassNotBegunError,
     PassOutOfMemoryError,
     PassTimeoutError,
     WorkerDiedError,
@@ -27,6 +31,7 @@ from model.types import Features, ModelInfo, PassResult
 from model.worker import frames
 from model.worker.child import Child, describe_exit
 from model.worker.memory import rss_bytes
+from model.worker.outstanding import Job, Outstanding
 from model.worker.passes import DEFAULT_LOADER
 from model.worker.protocol import LoadOptions, OnStage, WorkerStatistics
 
@@ -48,7 +53,7 @@ class WorkerState(StrEnum):
     READY = "ready"
     """Loaded and idle."""
     RUNNING = "running"
-    """Loaded, with a pass in flight."""
+    """Loaded, with passes out."""
     RESTARTING = "restarting"
     """The process died and is being replaced."""
     STOPPED = "stopped"
@@ -72,26 +77,10 @@ class Backoff:
         return min(self.limit_s, self.first_s * 2.0 ** min(num_deaths - 2, 60))
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Job:
-    pass_id: int
-    frame: bytes
-    num_inputs: int
-    num_tokens: int
-    timeout_s: float
-    answer: "asyncio.Future[PassResult]"
-    is_sent: bool = False
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-    def __str__(self) -> str:
-        return f"a pass of {self.num_inputs} inputs and {self.num_tokens} tokens"
-
-
 class ProcessWorker:
     """Owns one worker process after the other, and the jobs that were handed to it."""
+
+    can_interrupt = True
 
     def __init__(
         self,
@@ -110,7 +99,7 @@ class ProcessWorker:
 
         Args:
             options: What to load.
-            pass_timeout_s: A process that has not answered a pass by then is killed and replaced.
+            pass_timeout_s: A process that works on a pass for longer is killed and replaced.
             load_stall_timeout_s: A loading process that has told nothing new for so long is killed. It tells
                 each of its stages and each tensor, so this bounds a step, however long the whole takes.
             stop_grace_s: An idle process that has not ended by then is killed.
@@ -137,10 +126,11 @@ class ProcessWorker:
         self._child: Child | None = None
         self._info: ModelInfo | None = None
         """What the first process loaded; those after it must load the same."""
-        self._jobs: deque[_Job] = deque()
-        """The first one is in flight while the state is RUNNING."""
-        self._wake = asyncio.Event()
-        """Set when the idle owner must look again: a job came, or the process ended."""
+        self._outstanding = Outstanding()
+        self._has_hung: asyncio.Future[None] | None = None
+        """Done when the process that is served owes an answer for too long."""
+        self._watchdog: asyncio.TimerHandle | None = None
+        """Rings at the deadline, or before it and then looks again: it is not wound anew with every pass."""
         self._settled = asyncio.Event()
         """Set while ``wait_ready`` need not wait: the worker is ready, or stopped."""
 
@@ -187,39 +177,51 @@ class ProcessWorker:
                 raise WorkerDiedError("the worker was stopped")
             await self._settled.wait()
 
-    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
-        """Run one pass. A second one that comes before the answer waits its turn.
+    async def run(
+        self,
+        features: Sequence[Features],
+        *,
+        timeout_s: float | None = None,
+        is_urgent: bool = False,
+        may_interrupt: bool = False,
+    ) -> PassResult:
+        """Run one pass. It is sent at once; the process comes to it when those before it are done.
 
         Args:
-            features: What to encode together.
-            timeout_s: Ends the process earlier than ``pass_timeout_s``, counted from when the pass is sent.
+            features: What to encode together. Pixels must not change until the pass is answered.
+            timeout_s: Ends the process earlier than ``pass_timeout_s``. Counted from when it can have begun
+                the pass; time for interruptions is added.
+            is_urgent: Run it before those that are not, and let nothing interrupt it.
+            may_interrupt: Being urgent, run it in the middle of one that is not, if one is under way.
 
         Raises:
-            WorkerDiedError: The process ended, or is not there; ``wait_ready`` tells when it is back.
+            PassNotBegunError: The process is not there, or ended before it came to the pass;
+                ``wait_ready`` tells when it is back.
+            WorkerDiedError: The process ended, possibly over this pass.
             PassTimeoutError: No answer in time; the process was killed.
             PassOutOfMemoryError: The pass did not fit; a smaller one may.
             PassFailedError: The encoder raised; the process lives.
         """
-        if not self._is_ready:
-            raise WorkerDiedError(f"the worker is not ready: {self._state}")
-        pass_id = next(self._pass_ids)
-        job = _Job(
-            pass_id=pass_id,
-            frame=frames.pack_run(pass_id, features),
+        if not self._is_ready or self._child is None:
+            raise PassNotBegunError(f"the worker is not ready: {self._state}")
+        loop = asyncio.get_running_loop()
+        job = Job(
+            pass_id=next(self._pass_ids),
             num_inputs=len(features),
             num_tokens=sum(one.num_tokens for one in features),
             timeout_s=self._pass_timeout_s if timeout_s is None else min(timeout_s, self._pass_timeout_s),
-            answer=asyncio.get_running_loop().create_future(),
+            is_urgent=is_urgent,
+            answer=loop.create_future(),
         )
-        self._jobs.append(job)
-        if self._state is WorkerState.READY and self._child is not None:
-            # Woken first, the owner would send it turns of the event loop later.
-            self._send(self._child, job)
-        self._wake.set()
+        frame = frames.pack_run(job.pass_id, features, is_urgent=is_urgent, may_interrupt=may_interrupt)
+        self._child.send(frame, is_urgent=is_urgent)
+        self._outstanding.add(job, now_s=loop.time())
+        self._enter(WorkerState.RUNNING)
+        self._wind_watchdog()
         return await job.answer
 
     async def stop(self) -> None:
-        """End the process, and with it the worker. A pass in flight is abandoned with ``WorkerDiedError``."""
+        """End the process, and with it the worker. Passes that are out fail with ``WorkerDiedError``."""
         if self._owner is None:
             self._enter(WorkerState.STOPPED)
             return
@@ -271,7 +273,6 @@ class ProcessWorker:
     async def _live_once(self, on_stage: OnStage) -> NoReturn:
         """Start one process and see it through to its end, which is always an exception."""
         child = self._spawn()
-        child.exited.add_done_callback(lambda _: self._wake.set())
         self._child = child
         try:
             self._become_ready(child, (await self._load(child, on_stage)).info)
@@ -302,7 +303,7 @@ class ProcessWorker:
         load = frames.Load(options=self._options, loader=self._loader, cpu=self._cpu)
         stage = _FIRST_STAGE
         try:
-            await child.send(frames.pack_head(load))
+            child.send([frames.pack_head(load)])
             while True:
                 message = await self._receive_while_loading(child, stage)
                 match message:
@@ -351,73 +352,92 @@ class ProcessWorker:
             self._loaded.set_result(info)
 
     async def _serve(self, child: Child) -> NoReturn:
-        """Run job after job; raises ``WorkerDiedError`` when the process ends or must be ended."""
-        while not child.exited.done():
-            if not self._jobs:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            job = self._jobs[0]
-            # One whose caller went away while it waited is not run; one that was sent will be answered.
-            if job.is_sent or not job.answer.done():
-                await self._run_job(child, job)
-                self._enter(WorkerState.READY)
-            self._jobs.popleft()
-        self._enter(WorkerState.RESTARTING)
-        raise _death(child, describe_exit(await child.wait()), "while it was idle")
-
-    async def _run_job(self, child: Child, job: _Job) -> None:
+        """Take answers until the process ends or must be ended, then raise ``WorkerDiedError``."""
+        self._has_hung = asyncio.get_running_loop().create_future()
+        child.listen(self._take)
+        ends = {child.silenced, child.exited, self._has_hung}
         try:
-            async with asyncio.timeout(job.timeout_s):
-                result = await self._exchange(child, job)
-        except PassFailedError as error:
-            job.fail(error)
-        except TimeoutError:
-            self._enter(WorkerState.RESTARTING)
-            raise PassTimeoutError(
-                f"the worker process (pid {child.pid}) had not answered {job} "
-                f"after {job.timeout_s:g} s and was killed"
-            ) from None
-        except (EOFError, OSError, frames.FrameError) as error:
-            self._enter(WorkerState.RESTARTING)
-            raise _death(child, await _describe_end(child, error), f"during {job}") from error
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if child.exited.done():
+                # What it answered before it ended is still on its way, with the end of the socket behind it.
+                await asyncio.wait({child.silenced}, timeout=_EXIT_GRACE_S)
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.cancel()
+                self._watchdog = None
+        self._enter(WorkerState.RESTARTING)
+        begun = self._outstanding.possibly_begun()
+        if child.silenced.done() or child.exited.done():
+            error = child.silenced.result() if child.silenced.done() else EOFError()
+            when = f"during {_alternatives(begun)}" if begun else "while it was idle"
+            raise _death(child, await _describe_end(child, error), when)
+        raise PassTimeoutError(
+            f"the worker process (pid {child.pid}) had not answered {_alternatives(begun)} "
+            f"after {sum(job.timeout_s for job in begun):g} s and was killed"
+        )
+
+    def _take(self, message: frames.ToGateway, body: memoryview) -> None:
+        """Give an answer to its job; raises ``FrameError`` at anything else."""
+        if not isinstance(message, frames.Rows | frames.Failed):
+            raise frames.FrameError(f"a ready worker sent {type(message).__name__}")
+        job = self._outstanding.find(message.pass_id)
+        if job is None:
+            raise frames.FrameError(f"pass {message.pass_id} was answered, but is not out")
+        if isinstance(message, frames.Failed):
+            error_class = PassOutOfMemoryError if message.is_out_of_memory else PassFailedError
+            job.fail(error_class(f"the encoder raised {message.error_type} in {job}"))
         else:
+            job.succeed(self._result(job, message, body))
             self._num_deaths = 0
             self._num_passes += 1
-            if not job.answer.done():
-                job.answer.set_result(result)
+        self._outstanding.remove(job, now_s=asyncio.get_running_loop().time())
+        if not self._outstanding:
+            self._enter(WorkerState.READY)
 
-    async def _exchange(self, child: Child, job: _Job) -> PassResult:
-        info = self._info
-        assert info is not None, "a pass runs on a loaded model"
-        if not job.is_sent:
-            self._send(child, job)
-        await child.drain()
-        message, body = await child.receive()
-        match message:
-            case frames.Rows(pass_id=job.pass_id, num_rows=job.num_inputs, dimension=info.dimension):
-                return PassResult(
-                    rows=frames.unpack_rows(message, body),
-                    device_s=message.device_s,
-                    nonfinite_rows=message.nonfinite_rows,
-                )
-            case frames.Failed(pass_id=job.pass_id):
-                error_class = PassOutOfMemoryError if message.is_out_of_memory else PassFailedError
-                raise error_class(f"the encoder raised {message.error_type} in {job}")
-            case _:
-                raise frames.FrameError(f"{message!r} is no answer to pass {job.pass_id}")
+    def _result(self, job: Job, rows: frames.Rows, body: memoryview) -> PassResult:
+        assert self._info is not None, "a pass runs on a loaded model"
+        shape, expected = (rows.num_rows, rows.dimension), (job.num_inputs, self._info.dimension)
+        if shape != expected:
+            raise frames.FrameError(f"rows of shape {shape} are no answer to {job}, which gives {expected}")
+        return PassResult(
+            rows=frames.unpack_rows(rows, body),
+            device_s=rows.device_s,
+            nonfinite_rows=rows.nonfinite_rows,
+            num_interruptions=rows.num_interruptions,
+            interrupted_s=rows.interrupted_s,
+        )
 
-    def _send(self, child: Child, job: _Job) -> None:
-        self._enter(WorkerState.RUNNING)
-        job.is_sent = True
-        child.write(job.frame)
+    def _wind_watchdog(self) -> None:
+        """Have the watchdog ring at the deadline, unless it rings before."""
+        deadline_s = self._outstanding.deadline_s()
+        if deadline_s is None:
+            return
+        if self._watchdog is not None:
+            if self._watchdog.when() <= deadline_s:
+                return
+            self._watchdog.cancel()
+        self._watchdog = asyncio.get_running_loop().call_at(deadline_s, self._ring)
+
+    def _ring(self) -> None:
+        # Both loops read their sockets before they run their timers: what has been answered is known here,
+        # even if the gateway itself stood still for long.
+        self._watchdog = None
+        deadline_s = self._outstanding.deadline_s()
+        if deadline_s is None:
+            return
+        if asyncio.get_running_loop().time() < deadline_s:
+            self._wind_watchdog()
+        elif self._has_hung is not None and not self._has_hung.done():
+            self._has_hung.set_result(None)
 
     def _lose_jobs(self, error: WorkerDiedError) -> None:
-        """Fail the job in flight with ``error``, and those behind it with one that says they did not run."""
-        for job in self._jobs:
-            job.fail(error)
-            error = WorkerDiedError("the worker process died before the pass was run")
-        self._jobs.clear()
+        """Fail the jobs that can have begun with ``error``, the others with one that says they have not."""
+        begun = self._outstanding.possibly_begun()
+        for job in self._outstanding.clear():
+            if job not in begun:
+                job.fail(PassNotBegunError("the worker process died before the pass was run"))
+            else:
+                job.fail(error)
 
     def _enter(self, state: WorkerState) -> None:
         self._state = state
@@ -447,6 +467,10 @@ async def _describe_end(child: Child, error: Exception) -> str:
             return describe_exit(await child.wait())
     except TimeoutError:
         return "closed its connection"
+
+
+def _alternatives(jobs: Sequence[Job]) -> str:
+    return " or ".join(map(str, jobs))
 
 
 def _shortened(info: ModelInfo) -> str:

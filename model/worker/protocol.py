@@ -88,7 +88,15 @@ OnStage = Callable[[str], None]
 
 
 class Worker(Protocol):
-    """Where an encoder lives. It is handed passes, one at a time, and never sees a request."""
+    """Where an encoder lives. It is handed passes and never sees a request.
+
+    Several may be out at a time; it computes them one after the other, urgent ones first.
+    """
+
+    @property
+    def can_interrupt(self) -> bool:
+        """Whether a pass that may interrupt gains anything by it."""
+        ...
 
     async def start(self, on_stage: OnStage) -> ModelInfo:
         """Load the model and warm it up; returns when the first pass may come.
@@ -102,22 +110,34 @@ class Worker(Protocol):
         """Return when a pass may be run: at once, or after a restart has finished."""
         ...
 
-    async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
+    async def run(
+        self,
+        features: Sequence[Features],
+        *,
+        timeout_s: float | None = None,
+        is_urgent: bool = False,
+        may_interrupt: bool = False,
+    ) -> PassResult:
         """Run one pass.
 
         Args:
             features: What to encode together.
-            timeout_s: A process that has not answered by then is taken to hang, and ended. ``None``: the
-                worker's own limit, which holds in any case.
+            timeout_s: A process that works on the pass for longer is taken to hang, and ended. Time that it
+                spends on other passes is not counted. ``None``: the worker's own limit, which holds in any
+                case.
+            is_urgent: It runs before all that are not, and nothing interrupts it: mark what holds a query.
+            may_interrupt: Being urgent, it need not wait for the end of a pass that is not. It then runs
+                between two blocks of that one, whose vectors stay the same bit for bit.
 
         Raises:
+            PassNotBegunError: The process ended, or is not there, and had not come to the pass.
             WorkerDiedError: The process ended; it is being restarted, and ``wait_ready`` tells when.
             PassFailedError: The encoder raised; the worker lives.
         """
         ...
 
     async def stop(self) -> None:
-        """End the worker. A pass in flight is abandoned."""
+        """End the worker. Passes that are out are abandoned."""
         ...
 
     def statistics(self) -> WorkerStatistics:

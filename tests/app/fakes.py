@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -138,11 +139,15 @@ class FakeEngine:
     def decoder_statistics(self) -> DecoderStatistics | None:
         return self.decoder
 
+    @contextmanager
+    def admitted(self) -> Generator[None]:
+        if self.stage not in (READY, RESTARTING):
+            raise EngineNotReadyError(self.stage)
+        yield
+
     async def embed(
         self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
     ) -> Embeddings:
-        if self.stage not in (READY, RESTARTING):
-            raise EngineNotReadyError(self.stage)
         self.calls.append(Call(inputs=tuple(inputs), lane=lane, timeout_s=timeout_s))
         self.started.set()
         if self.failure is not None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bodies import decode_embedding_request
-from app.elements import is_image_uri
+from app.data_uris import is_image_uri
 from app.errors import InvalidRequestError
 from app.inputs import EmbeddingRequest, parse
 from app.settings import Settings
@@ -47,7 +47,7 @@ def contents(request: EmbeddingRequest) -> list[tuple[str | None, list[str]]]:
     references = request.image_references or [()] * len(request.inputs)
     assert len(references) == len(request.inputs) == len(request.params)
     return [
-        (one.text, [image.url or image.data or "" for image in images])
+        (one.text, [image.url or (image.data or "")[image.data_start :] for image in images])
         for one, images in zip(request.inputs, references, strict=True)
     ]
 
@@ -134,7 +134,15 @@ def test_the_same_content_is_the_same_input_however_it_is_spelled(
         (URL, None, (URL, [])),
         (URL, "text", (URL, [])),
         (BASE64, None, (BASE64, [])),
-        (f"{PIXEL} is a pixel", None, (f"{PIXEL} is a pixel", [])),
+        (f"{PIXEL} is a pixel", None, (None, [f"{BASE64} is a pixel"])),
+        (f"{PIXEL} is a pixel", "text", (f"{PIXEL} is a pixel", [])),
+        (f"data:image/png;base64,{BASE64[:8]} {BASE64[8:]}", None, (None, [f"{BASE64[:8]} {BASE64[8:]}"])),
+        (f"{' ' * 1000}{PIXEL}", None, (None, [BASE64])),
+        (
+            "data:image/png;base64 is how they begin, most often",
+            None,
+            ("data:image/png;base64 is how they begin, most often", []),
+        ),
         (f"a pixel {PIXEL}", None, (f"a pixel {PIXEL}", [])),
         (f"a pixel {PIXEL}", "text_image", ("a pixel", [BASE64])),
         (f"a pixel\n{PIXEL}\n", "text_image", ("a pixel", [BASE64])),
@@ -513,8 +521,11 @@ def test_a_flood_of_images_is_refused_before_any_is_looked_at():
     """The second one is no image at all: had it been looked at, the answer would be about that."""
     settings = with_settings(media={"max_images": 1})
     for body, param in (
-        ({"input": [{"image": URL}, {"image": "file:"}]}, "input"),
-        ({"messages": [[user([{"type": "image", "image": image}])] for image in (URL, "file:")]}, "messages"),
+        ({"input": [{"image": URL}, {"image": "file:"}]}, "input[1].image"),
+        (
+            {"messages": [[user([{"type": "image", "image": image}])] for image in (URL, "file:")]},
+            "messages[1][0].content[0]",
+        ),
     ):
         assert refusal(body, settings=settings) == (
             "The request holds 2 images; one request may hold 1 (max_images).",

@@ -34,7 +34,7 @@ from app.engine import (
 )
 from app.launch import check_settings
 from app.prompts import check_default_input_type
-from app.settings import ModelSettings, Settings
+from app.settings import Settings
 from batching import (
     CostModel,
     DeadlineError,
@@ -307,6 +307,8 @@ def test_all_that_is_tokenised_counts():
     assert preparation_chars(EmbeddingInput(text="a" * 30)) == empty + 30
     assert preparation_chars(EmbeddingInput(text="a" * 30, instruction="b" * 500)) == empty + 530
     assert preparation_chars(EmbeddingInput(token_ids=(1,) * 40)) == empty + 40
+    image = DecodedImage(pixels=np.zeros((28, 28, 3), dtype=np.uint8), num_tokens=1)
+    assert preparation_chars(EmbeddingInput(images=(image, image))) == empty + 400
 
 
 @pytest.mark.parametrize(
@@ -429,12 +431,45 @@ async def test_a_draining_engine_finishes_and_takes_nothing_new(folder: Path):
         in_flight = asyncio.create_task(engine.embed(texts("two"), lane=Lane.QUERY, timeout_s=None))
         await worker.has_begun.wait()
         engine.drain()
-        with pytest.raises(EngineNotReadyError, match="the model is not ready: draining"):
-            await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=None)
+        with pytest.raises(EngineNotReadyError, match="the model is not ready: draining"), engine.admitted():
+            pass
         worker.open.set()
         await engine.stop(drain_s=10)
         assert (await in_flight).rows.tolist() == [[2, 1]]
     assert worker.num_stops >= 1
+
+
+@pytest.mark.parametrize("drain_s", [10, 0])
+async def test_what_was_admitted_is_finished_as_far_as_there_is_time(folder: Path, drain_s: float):
+    """Its images may still be on their way when the server is told to stop: nothing of it is queued yet."""
+    decoder = FakeDecoder()
+    async with serving(folder, FakeWorker(info=PICTURES), open_decoder=lambda _spec: decoder) as engine:
+        may_go_on = asyncio.Event()
+
+        async def request() -> object:
+            with engine.admitted():
+                await may_go_on.wait()
+                image = await engine.decode_image(b"x", lane=Lane.QUERY)
+                return await engine.embed([EmbeddingInput(images=(image,))], lane=Lane.QUERY, timeout_s=None)
+
+        in_flight = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        with engine.admitted():
+            pass  # another one, which has been answered
+        engine.drain()
+        stopping = asyncio.create_task(engine.stop(drain_s=drain_s))
+        if drain_s:
+            await asyncio.sleep(0)
+            assert not decoder.num_closes
+            may_go_on.set()
+            assert await in_flight
+            await stopping
+        else:
+            await stopping
+            may_go_on.set()
+            with pytest.raises(ShuttingDownError):
+                await in_flight
+        assert decoder.num_closes
 
 
 async def test_a_stop_without_time_gives_up_what_is_in_flight(folder: Path):
@@ -501,11 +536,20 @@ async def test_a_model_that_is_not_accepted_does_not_serve(folder: Path):
 
 
 def test_settings_that_could_never_work_are_refused_at_start(tmp_path: Path):
-    check_settings(ModelSettings(default_input_type="query"), WORDS)
+    check_settings(with_settings(model={"default_input_type": "query"}), WORDS)
     with pytest.raises(CheckpointError, match="default_input_type: 'nonsense' is not an input type"):
-        check_settings(ModelSettings(default_input_type="nonsense"), WORDS)
+        check_settings(with_settings(model={"default_input_type": "nonsense"}), WORDS)
     with pytest.raises(CheckpointError, match=f"cl100k_path: there is no file {tmp_path}/none"):
-        check_settings(ModelSettings(cl100k_path=f"{tmp_path}/none"), WORDS)
+        check_settings(with_settings(model={"cl100k_path": f"{tmp_path}/none"}), WORDS)
+    tight = with_settings(
+        media={"max_held_image_bytes": 1_000_000, "max_images": 2, "max_image_bytes": 500_000}
+    )
+    check_settings(tight, WORDS)
+    check_settings(with_settings(), PICTURES)
+    with pytest.raises(
+        CheckpointError, match=r"max_held_image_bytes is 1000000, but 2 images .* 1075264 bytes"
+    ):
+        check_settings(tight, PICTURES)
 
 
 async def test_more_tokens_than_the_model_reads_are_warned_of(folder: Path, caplog: pytest.LogCaptureFixture):
@@ -602,14 +646,17 @@ async def test_images_have_a_price_of_their_own(folder: Path):
     assert of_text_s == 10.0
 
 
-async def test_no_image_is_decoded_before_the_model_is_ready_or_after_its_end(folder: Path):
+async def test_no_request_is_admitted_before_the_model_is_ready_or_after_its_end(folder: Path):
     engine = build_engine(folder, FakeWorker(info=PICTURES), open_decoder=lambda _spec: FakeDecoder())
     with pytest.raises(EngineNotReadyError):
         await engine.decode_image(b"x", lane=Lane.QUERY)
+    with pytest.raises(EngineNotReadyError, match="starting"), engine.admitted():
+        pass
     await engine.start()
-    engine.drain()
-    with pytest.raises(EngineNotReadyError, match="draining"):
-        await engine.decode_image(b"x", lane=Lane.QUERY)
+    with engine.admitted():
+        engine.drain()
+    with pytest.raises(EngineNotReadyError, match="draining"), engine.admitted():
+        pass
     await engine.stop(drain_s=0)
 
 
@@ -655,6 +702,29 @@ async def test_the_first_worker_is_timed_before_anybody_is_served(folder: Path):
     # Two workers, half a second for a pass, 120 s of work: but never less than 2,048 inputs of 16 tokens.
     assert engine.limits.max_waiting_tokens[Lane.QUERY] == 300_000
     await engine.stop(drain_s=0)
+
+
+async def test_the_first_pass_of_images_is_not_counted_either(folder: Path):
+    """It allocates and chooses kernels: counted, it made every image seem several times as dear."""
+
+    class ColdEyes(FakeWorker):
+        num_images_seen = 0
+
+        async def run(self, features: Sequence[Features], *, timeout_s: float | None = None) -> PassResult:
+            result = await super().run(features, timeout_s=timeout_s)
+            num_image_tokens = sum(one.num_image_tokens for one in features)
+            if num_image_tokens:
+                self.num_images_seen += 1
+            is_cold = self.num_images_seen == 1
+            return replace(result, device_s=100.0 if is_cold else 0.001 + 0.001 * num_image_tokens)
+
+    worker = ColdEyes(info=PICTURES)
+    async with serving(folder, worker, open_decoder=lambda _spec: FakeDecoder()) as engine:
+        assert worker.num_images_seen == 3
+        image = await engine.decode_image(b"x", lane=Lane.DOCUMENT)
+        await engine.embed([EmbeddingInput(images=(image,))] * 100, lane=Lane.DOCUMENT, timeout_s=None)
+    # Some 70 images go into a pass of 512 tokens.
+    assert 10 < max(one for one in worker.timeouts_s if one is not None) < 50 * 0.4
 
 
 @pytest.mark.parametrize(

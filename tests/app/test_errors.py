@@ -167,13 +167,14 @@ TABLE = [
         ),
     ),
     (
-        OverloadedError(num_bytes=90, max_bytes=100),
+        OverloadedError(num_bytes=90, max_bytes=100, waited_s=60),
         (
             503,
             "server_error",
             "overloaded",
             None,
-            "Other requests hold 90 of the 100 bytes that there are for large bodies.",
+            "Other requests held 90 of the 100 bytes that there are for large bodies (max_held_body_bytes) "
+            "for 60 seconds.",
         ),
     ),
     (
@@ -226,7 +227,7 @@ def test_what_would_fail_again_is_not_sent_again():
         EngineNotReadyError("failed"),
     ):
         assert explain(poison).headers["x-should-retry"] == "false"
-    overloaded = OverloadedError(num_bytes=90, max_bytes=100)
+    overloaded = OverloadedError(num_bytes=90, max_bytes=100, waited_s=60)
     for passing in (FULL, ShuttingDownError(), overloaded, EngineNotReadyError("loading")):
         assert "x-should-retry" not in explain(passing).headers
         assert 1 <= int(explain(passing).headers["retry-after"]) <= 60

@@ -5,6 +5,7 @@ import base64
 import gc
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -56,12 +57,16 @@ def refusal_of(text: str, settings: MediaSettings = SETTINGS) -> InvalidRequestE
     return refused.value
 
 
+async def the_file(_reference: ImageReference, file: bytes) -> bytes:
+    return file
+
+
 async def load(
     *references: ImageReference, fetcher: Fetcher | None = None, settings: MediaSettings = SETTINGS
 ) -> list[bytes]:
     fetcher = fetcher or Fetcher(settings)
     try:
-        return await ImageLoader(fetcher, settings).load(references)
+        return await ImageLoader(fetcher, settings).load(references, the_file, is_query=False)
     finally:
         await fetcher.close()
 
@@ -115,7 +120,7 @@ def test_base64_of_any_length_and_alphabet_reads_back(file: bytes, url_safe: boo
 
 @pytest.mark.parametrize("url", ["http://images.test/a.png?x=1", "HTTPS://images.test:443/bücher.png"])
 def test_web_urls_are_kept_as_they_are(url: str):
-    assert read(url) == ImageReference(param="input[3].image_url", url=url)
+    assert read(url) == ImageReference(param="input[3].image_url", url=url, host="images.test")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +174,24 @@ async def test_what_is_not_base64_is_refused_by_name_when_it_is_decoded(text: st
     error = await failure_of(read(start + text))
     assert error.message == "The image is not valid base64."
     assert (error.code, error.param) == ("invalid_image", "input[3].image_url")
+
+
+@pytest.mark.parametrize("blanks", [" ", "  \t"])
+async def test_blanks_around_base64_are_no_part_of_it_and_between_they_are_wrong(blanks: str):
+    """A form turns each ``+`` into one; and what follows one may be a text, which would be left out."""
+    for text in (f"{blanks}{BASE64}{blanks}", f"data:image/png;base64,{blanks}{BASE64}\n{blanks}"):
+        assert await load(read(text)) == [FILE]
+    for text in (f"{BASE64[:8]} {BASE64[8:]}", f"{BASE64[:-4]} abcd", f"data:image/png;base64,{BASE64} abcd"):
+        assert (await failure_of(read(text))).message == "The image is not valid base64."
+
+
+async def test_padding_ends_an_image_wherever_its_pieces_meet():
+    """Each piece is whole by itself, and together they are not."""
+    data = "A" * (images._PIECE_CHARS - 2) + "=="
+    assert len((await load(ImageReference(param="input", data=data)))[0]) == images._PIECE_CHARS // 4 * 3 - 2
+    for more in ("AAAA", "\nAAAA"):
+        error = await failure_of(ImageReference(param="input", data=data + more))
+        assert error.message == "The image is not valid base64."
 
 
 async def test_padding_alone_is_an_empty_image():
@@ -271,14 +294,6 @@ async def test_several_megabytes_read_back_whole(breaks: str):
     assert await load(ImageReference(param="input", data=data)) == [file]
 
 
-async def test_a_request_may_hold_only_so_many_images():
-    settings = replace(SETTINGS, max_images=2)
-    references = [read("AAAA", param=f"input[{index}]") for index in range(3)]
-    error = await failure_of(*references, settings=settings)
-    assert error.message == "The request holds 3 images; one request may hold 2 (max_images)."
-    assert (error.param, error.code) == ("input[2]", "too_many_images")
-
-
 async def test_the_images_of_a_request_may_be_only_so_large_together(network: Network):
     """A URL is a few bytes of body and may lead to a million times as much."""
     settings = replace(SETTINGS, max_request_image_bytes=20)
@@ -292,6 +307,69 @@ async def test_the_images_of_a_request_may_be_only_so_large_together(network: Ne
     error = await failure_of(data, *both, fetcher=network.fetcher(), settings=settings)
     assert (error.message, error.code) == (expected, "image_too_large")
     assert await load(*both, fetcher=network.fetcher(), settings=settings) == [b"an image"] * 2
+
+
+async def test_one_request_takes_a_quarter_of_the_places_and_no_more(network: Network):
+    settings = replace(SETTINGS, max_fetches=8, max_fetches_per_host=8)
+    references = [at(network.url(f"/?{index}")) for index in range(20)]
+    assert await load(*references, fetcher=network.fetcher(settings), settings=settings) == [b"an image"] * 20
+    assert network.outside.max_open == 2
+
+
+async def test_slow_hosts_have_so_much_time_for_a_request_and_no_more(network: Network):
+    """Each of 96 images may take nearly as long as one may: the request would hold its room for minutes."""
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        await answer(b"x")(writer)
+
+    network.outside.answers["/late"] = late
+    settings = replace(SETTINGS, request_fetch_timeout_s=0.15, max_fetches_per_host=1)
+    fetcher = network.fetcher(settings)
+    references = [at(network.url(f"/late?{index}"), f"input[{index}]") for index in range(9)]
+    error = await failure_of(*references, fetcher=fetcher, settings=settings)
+    assert error.message == (
+        "Fetching the images of the request takes more than 0.15 seconds together (request_fetch_timeout_s)."
+    )
+    assert (error.param, error.code) == ("input[1]", "invalid_image")
+    assert len(network.outside.paths) <= 3
+
+
+async def test_queries_fetch_beside_documents(network: Network):
+    network.outside.answers["/slow"] = silence
+    settings = replace(SETTINGS, max_fetches=1)
+    fetcher = network.fetcher(settings)
+    loader = ImageLoader(fetcher, settings)
+    slow = asyncio.create_task(loader.load([at(network.url("/slow"))], the_file, is_query=False))
+    await network.outside.until_asked(1)
+    query = loader.load([at(network.url())], the_file, is_query=True)
+    assert await asyncio.wait_for(query, timeout=3) == [b"an image"]
+    slow.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await slow
+    await fetcher.close()
+
+
+async def test_a_file_is_held_for_as_long_as_it_is_used():
+    held: list[int] = []
+    one_at_a_time = asyncio.Lock()
+
+    async def use(_reference: ImageReference, file: bytes) -> int:
+        async with one_at_a_time:
+            await asyncio.sleep(0)
+            held.append(tracemalloc.get_traced_memory()[0])
+            return len(file)
+
+    data = base64.b64encode(bytes(2_000_000)).decode()
+    references = [ImageReference(param=f"input[{index}]", data=data) for index in range(4)]
+    fetcher = Fetcher(SETTINGS)
+    tracemalloc.start()
+    try:
+        assert await ImageLoader(fetcher, SETTINGS).load(references, use, is_query=False) == [2_000_000] * 4
+    finally:
+        tracemalloc.stop()
+    assert held[0] > 7_000_000
+    assert held[-1] < 3_000_000
 
 
 async def test_images_that_are_on_their_way_count_as_they_arrive(network: Network):
@@ -403,7 +481,7 @@ async def test_a_client_that_goes_away_takes_its_fetches_with_it(network: Networ
     tasks_before = asyncio.all_tasks()
     fetcher = network.fetcher()
     references = [at(network.url(f"/?{index}")) for index in range(6)]
-    loading = asyncio.ensure_future(ImageLoader(fetcher, SETTINGS).load(references))
+    loading = asyncio.ensure_future(ImageLoader(fetcher, SETTINGS).load(references, the_file, is_query=False))
     await network.outside.until_asked(4)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -61,8 +61,8 @@ def refusal(given: Any, **fields: Any) -> tuple[str, str | None, str | None]:
         ([[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]], ["a\nb"]),
         (["a", [1], {"text": "b"}, [{"type": "text", "text": "c"}]], ["a", "one ", "b", "c"]),
         (
-            "data:image/png;base64,is how such a text begins",
-            ["data:image/png;base64,is how such a text begins"],
+            "data:image/png;base64 is how such a text begins",
+            ["data:image/png;base64 is how such a text begins"],
         ),
         ("\x00", ["\x00"]),
     ],
@@ -155,7 +155,7 @@ def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised():
 
 @pytest.mark.parametrize(
     "text",
-    ["\n" * 4_000_000, "data:image/png;base64," + "\n" * 4_000_000 + " x", "data:image/" + "a" * 4_000_000],
+    ["\n" * 4_000_000, "data:image/png;base64" + "\n" * 4_000_000 + " x", "data:image/" + "a" * 4_000_000],
     ids=["empty lines", "an image's end", "an image's type"],
 )
 def test_looking_for_an_image_takes_no_longer_than_reading(text: str):
@@ -292,17 +292,29 @@ def test_a_model_without_prompts_takes_both_sides(name: str):
     assert prompt_names(input_type=name) == [name]
 
 
+ALLOWED = (
+    "query, document, passage, search_query, retrieval.query, retrieval_query, search_document, "
+    "retrieval.passage, retrieval_document, corpus, text"
+)
+"""By a model with the prompts ``query`` and ``passage``."""
+
+
 def test_an_input_type_nobody_knows_is_refused_with_the_list():
     """Ignored, it would give vectors of the wrong side."""
     assert refusal("a", info=E5, input_type="clustering") == (
-        "'clustering' is not an input type of this model. Allowed: document, passage, query.",
+        f"'clustering' is not an input type of this model. Allowed: {ALLOWED}.",
         "input_type",
         "invalid_input_type",
     )
     assert refusal("a", headers={"x-input-type": "x" * 100}, info=E5)[:2] == (
-        f"'{'x' * 63}…' is not an input type of this model. Allowed: document, passage, query.",
+        f"'{'x' * 63}…' is not an input type of this model. Allowed: {ALLOWED}.",
         "X-Input-Type",
     )
+
+
+@pytest.mark.parametrize("name", ALLOWED.split(", "))
+def test_every_name_of_that_list_is_taken(name: str):
+    assert len(prompt_names(info=E5, input_type=name)) == 1
 
 
 def test_what_is_said_nearest_to_the_input_wins():

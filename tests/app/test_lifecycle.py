@@ -108,10 +108,13 @@ class Stuck:
 
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    has_ended: bool = False
+    """It was told that the server ends."""
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await live(receive, send)
+            self.has_ended = True
             return
         self.has_begun.set()
         await asyncio.shield(self.outcome)
@@ -164,6 +167,8 @@ async def test_a_second_signal_does_not_wait_for_requests_in_flight(
     assert engine.drain_s == 0
     assert (await asking).startswith(b"HTTP/1.1 503 ")
     assert "CancelledError" not in caplog.text
+    # Left to the end of the loop, it would be cancelled there, with an error and its trace in the log.
+    assert app.has_ended
 
 
 async def test_the_server_and_the_engine_share_one_deadline(caplog: pytest.LogCaptureFixture):

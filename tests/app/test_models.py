@@ -92,6 +92,9 @@ async def test_a_model_of_images_tells_what_it_reads_of_them():
         "max_bytes": 20 * 1024 * 1024,
         "max_request_bytes": 64 * 1024 * 1024,
         "max_pixels": 9,
+        "min_side": 3,
+        "max_side": 65_535,
+        "max_aspect_ratio": 200.0,
     }
 
 

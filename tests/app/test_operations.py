@@ -220,6 +220,9 @@ async def test_what_became_of_images_is_told_at_every_scrape():
         "laneway_image_decoder_restarts_total 9.0",
         'laneway_image_fetches_total{outcome="blocked"} 0.0',
         "laneway_held_image_bytes 0.0",
+        'laneway_image_waiting_requests{lane="query"} 0.0',
+        'laneway_image_waiting_requests{lane="document"} 0.0',
+        "laneway_image_fetches_running 0.0",
     ):
         assert f"\n{line}\n" in text
     assert "laneway_image_decodes_total" not in (await Gateway(FakeEngine()).get("/metrics")).body.decode()

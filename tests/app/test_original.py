@@ -17,7 +17,7 @@ from app.dialects.original import (
 from app.wire import Item
 from batching import Lane
 from model import EmbeddingInput
-from tests.app.fakes import INFO, FakeEngine, Gateway, vector_of
+from tests.app.fakes import INFO, MULTIMODAL, FakeEngine, Gateway, vector_of, with_settings
 
 TEXT_ONLY = {
     "message": "This model embeds text only; images are not supported.",
@@ -215,6 +215,21 @@ async def test_nothing_to_compare_is_refused():
         assert answer.error["message"] == "Send 'texts', 'images' or both, at least one of them."
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embeddings/image", {"images": [PNG] * 4}),
+        ("/embeddings/fused", {"texts": ["a"] * 4, "images": [PNG] * 4}),
+        ("/similarity", {"texts": ["a"], "images": [PNG] * 4}),
+    ],
+)
+async def test_the_first_image_that_is_too_many_is_blamed_by_its_name(path: str, body: object):
+    gateway = Gateway(FakeEngine(info_=MULTIMODAL), with_settings(media={"max_images": 3}))
+    answer = await gateway.post(path, body)
+    assert (answer.status, answer.error["code"]) == (400, "too_many_images")
+    assert answer.error["param"] == "images[3]"
+
+
 async def test_too_much_to_compare_is_refused():
     answer = await Gateway().post("/similarity", {"texts": ["a"] * 2_000, "images": [PNG] * 100})
     assert answer.error["message"] == (
@@ -246,6 +261,8 @@ async def test_the_root_tells_status_and_configuration():
     assert body["model"]["embedding_dim"] == 8
     assert body["configuration"]["batching"]["max_batch_size"] == 512
     assert body["configuration"]["limits"]["max_inputs"] == 2048
+    assert body["configuration"]["media"]["max_fetches"] == 32
+    assert body["configuration"]["images"]["max_image_pixels"] == 40_000_000
     assert {"/v1/embeddings", "/embeddings/fused", "/v2/embed"} <= set(body["endpoints"])
 
 

@@ -164,6 +164,43 @@ def test_a_large_body_is_not_taken_for_a_large_head(server: Running):
     assert server.ask(request).body == b'{"bytes": 3000000}'
 
 
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+def test_a_client_whose_upload_is_refused_half_way_gets_the_answer(connection: bytes):
+    """It reads no sooner than it has sent all: a connection closed under it would lose the answer."""
+
+    async def refusing(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        await receive()
+        await answer(send, {"refused": True}, status=503)
+
+    size = 30_000_000
+    head = b"POST / HTTP/1.1\r\nHost: here\r\nConnection: %b\r\nContent-Length: %d\r\n\r\n"
+    with running(refusing) as server, server.connect() as client:
+        client.sock.sendall(head % (connection, size) + b"x" * size)
+        reply = client.read_reply()
+        assert (reply.status, reply.body) == (503, b'{"refused": true}')
+        if connection == b"close":
+            assert client.wait_for_close() == b""
+        else:
+            client.send(GET)
+            assert client.read_reply().status == 503
+
+
+def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    """What it was refused is read on only until a patient client would have looked for the answer."""
+    monkeypatch.setattr("app.connection._LINGER_S", 0.05)
+    monkeypatch.setattr("app.connection._MAX_LINGER_S", 0.2)
+    with running(echo) as server:
+        with server.connect() as client:
+            client.send(b"nonsense\r\n\r\n")
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                while True:
+                    client.sock.sendall(b"x" * 1000)
+        assert_healthy(server)
+
+
 def test_a_body_in_one_byte_chunks_is_served(server: Running):
     """Six bytes of framing for each byte of body are wasteful, and allowed."""
     chunks = b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n"

@@ -94,9 +94,37 @@ def test_a_variable_that_is_empty_is_not_set(check, tmp_path: Path):
     assert check("--port", "2222", env=env | {"LANEWAY_CONFIG": ""})["port"] == ("2222", "--port")
 
 
-def test_a_list_is_written_by_repeating_the_flag_or_with_spaces_in_a_variable(check):
+def test_a_list_is_written_by_repeating_the_flag(check):
     assert check("--dimensions", "512", "--dimensions", "256")["dimensions"][0] == "[512, 256]"
-    assert check(env={"LANEWAY_DIMENSIONS": "512 256"})["dimensions"] == ("[512, 256]", "LANEWAY_DIMENSIONS")
+
+
+@pytest.mark.parametrize("written", ["512 256", "512,256", "512, 256", " 512 ,256,"])
+def test_a_list_is_written_as_one_text_with_commas_or_spaces(check, tmp_path: Path, written: str):
+    """A variable has no other way, and people try both."""
+    assert check("--dimensions", written)["dimensions"] == ("[512, 256]", "--dimensions")
+    config = tmp_path / "laneway.toml"
+    config.write_text(f'dimensions = "{written}"')
+    assert check("--config", str(config))["dimensions"] == ("[512, 256]", str(config))
+    assert check(env={"LANEWAY_DIMENSIONS": written})["dimensions"] == ("[512, 256]", "LANEWAY_DIMENSIONS")
+
+
+def test_hosts_are_a_list_too(check):
+    env = {
+        "LANEWAY_MEDIA_URLS": "allowlist",
+        "LANEWAY_MEDIA_HOSTS": "a.example.org,.b.example.org:8443 8.8.8.8",
+    }
+    assert check(env=env)["media_hosts"][0] == '["a.example.org", ".b.example.org:8443", "8.8.8.8"]'
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.5", "169.254.169.254:80", "127.0.0.1", "localhost", "pics.LOCALHOST:80"]
+)
+def test_a_host_that_no_image_may_come_from_is_refused_at_start(complaint, host: str):
+    """Whoever wrote it expects it to work, and would look for the cause in every refused request."""
+    assert complaint("check", "--media-urls", "allowlist", "--media-hosts", f"a.example.org,{host}") == (
+        f'Invalid value "a.example.org, {host}" for --media-hosts. "{host}" is an inner address, and images are '
+        "fetched from public ones only. Images of your own network can be sent in requests, as data URIs."
+    )
 
 
 @pytest.mark.parametrize("choice", ["cl100k_base", "model", "reject"])
@@ -125,6 +153,8 @@ def test_the_models_choices_are_those_of_the_settings(ours: type[StrEnum], their
         (["--prot", "1"], "Unknown option: --prot. Did you mean --port?"),
         (["--port", "x"], 'Invalid value for --port: unable to convert "x" into int.'),
         (["--port", "8.5"], 'Invalid value for --port: unable to convert "8.5" into int.'),
+        (["--dimensions", "8.5,3"], 'Invalid value for --dimensions: unable to convert "8.5" into int.'),
+        (["--media-hosts", "a b/c"], 'Invalid value "a, b/c" for --media-hosts. "b/c" is no host; write images.example.org, images.example.org:8443, or .example.org for all hosts below it.'),
         (["--port", "65536"], 'Invalid value "65536" for --port. It must be between 0 and 65,535.'),
         (["--port", "-1"], 'Invalid value "-1" for --port. It must be between 0 and 65,535.'),
         (["--port"], 'Command "check" parameter --port requires an argument.'),
@@ -138,7 +168,7 @@ def test_the_models_choices_are_those_of_the_settings(ours: type[StrEnum], their
             'Invalid value "inf" for --header-timeout-s. It must be more than 0 and at most 86,400 seconds.',
         ),
         (["--max-batch-size", "0"], 'Invalid value "0" for --max-batch-size. It must be 1 or more.'),
-        (["--dimensions", "0"], 'Invalid value "(0,)" for --dimensions. It must be 1 or more.'),
+        (["--dimensions", "512,0"], 'Invalid value "512, 0" for --dimensions. It must be 1 or more.'),
         (["--device", "gpu"], 'Invalid value "gpu" for --device. It must be "auto", "cpu", "cuda", or "cuda:" and a number.'),
         (
             ["--dtype", "bfloat"],

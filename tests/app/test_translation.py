@@ -82,7 +82,7 @@ def test_texts_and_images_arrive_as_they_were_sent(name: str):
     assert [one.text for one in wanted.inputs] == texts
     references = [one for of_input in wanted.image_references for one in of_input]
     assert [one.param for one in references] == params
-    assert {one.data for one in references} == {PNG.rpartition(",")[2]}
+    assert {(one.data or "")[one.data_start :] for one in references} == {PNG.rpartition(",")[2]}
 
 
 @pytest.mark.parametrize(("is_query", "ignored"), [(None, ()), (True, ()), (False, ("instruction",))])
@@ -109,7 +109,7 @@ def test_what_a_comparison_says_of_its_texts_is_not_said_of_its_images():
             "images[0]",
         ),
         (images_request(["ftp://host/a.png"]), None, "images[0]"),
-        (images_request([PNG] * 3), "The request holds 3 images; one request may hold 2 (max_images).", "images"),
+        (images_request([PNG] * 3), "The request holds 3 images; one request may hold 2 (max_images).", "images[2]"),
         (
             voyage.translate(
                 voyage.VoyageMultimodalRequest(

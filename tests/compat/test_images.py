@@ -1,20 +1,25 @@
 """Images through the real server: every spelling, every endpoint, and everything that must not get in."""
 
 import base64
+import contextlib
 import http.server
 import json
+import re
+import signal
+import socket
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openai
 import pytest
 from openai import OpenAI
 
-from tests.compat.conftest import RunningServer
+from tests.compat.conftest import GOLDEN_CHECKPOINT, RunningServer, start_server
 from tests.model.images import corpus
 
 DATA = Path(__file__).parents[1] / "data"
@@ -219,51 +224,97 @@ def test_every_bad_file_is_a_clean_400(client: OpenAI, name: str) -> None:
 # URLs ------------------------------------------------------------------------------------------------------
 
 
+IMAGE_FILE = (DATA / "gme_reference" / "image0.png").read_bytes()
+
+
+class InnerHandler(http.server.BaseHTTPRequestHandler):
+    """Hands an image to whoever comes, and counts them."""
+
+    hits: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.hits.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(IMAGE_FILE)))
+        self.end_headers()
+        self.wfile.write(IMAGE_FILE)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class InnerServerV6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 @pytest.fixture(scope="module")
-def inner() -> Iterator[tuple[str, list[str]]]:
-    """A server on this machine, which holds an image that no URL may reach; it counts who comes."""
-    hits: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            hits.append(self.path)
-            body = (DATA / "gme_reference" / "image0.png").read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"{server.server_port}", hits
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def inner_port() -> Iterator[int]:
+    """Of a server on this machine, under both of its addresses, which no URL may reach."""
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), InnerHandler)]
+    port = servers[0].server_port
+    with contextlib.suppress(OSError):  # no IPv6 here
+        servers.append(InnerServerV6(("::1", port), InnerHandler))
+    threads = [threading.Thread(target=one.serve_forever) for one in servers]
+    for thread in threads:
+        thread.start()
+    yield port
+    for server, thread in zip(servers, threads, strict=True):
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
+@pytest.fixture
+def hits(inner_port: int) -> list[str]:
+    """Who has come to the inner server; nobody yet, although it answers."""
+    InnerHandler.hits.clear()
+    with urllib.request.urlopen(f"http://127.0.0.1:{inner_port}/control.png", timeout=30) as answer:
+        assert answer.read() == IMAGE_FILE
+    assert InnerHandler.hits == ["/control.png"]
+    InnerHandler.hits.clear()
+    return InnerHandler.hits
+
+
+@pytest.fixture(scope="module")
+def trusting_server(inner_port: int, own_name: str) -> Iterator[RunningServer]:
+    """A server whose allowlist names the inner one, port and all: nothing but its address keeps it safe."""
+    listed = [f"--media-hosts={host}:{inner_port}" for host in (own_name, *ODD_SPELLINGS)]
+    running = start_server(str(GOLDEN_CHECKPOINT), "--workers", "1", "--media-urls", "allowlist", *listed)
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+
+
+ODD_SPELLINGS = ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0"]
+"""Of this machine's own address, for resolvers that know them; an allowlist may hold them."""
 HOSTS = [
+    *ODD_SPELLINGS,
     "127.0.0.1",
-    "127.1",
-    "2130706433",
-    "0x7f000001",
-    "0177.0.0.1",
-    "0",
     "localhost",
     "LOCALHOST",
     "①②⑦.⓪.⓪.①",
+    "169.254.169.254",
+    "10.0.0.1",
     "[::1]",
     "[::ffff:127.0.0.1]",
     "[::127.0.0.1]",
     "[64:ff9b::7f00:1]",
-    "169.254.169.254",
-    "10.0.0.1",
     "user@127.0.0.1",
     "1.1.1.1\\@127.0.0.1",
 ]
+
+
+@pytest.fixture(scope="module")
+def own_name() -> str:
+    """A name that leads to this machine alone, and that no configuration can know to do so."""
+    aliases = Path("/etc/hosts").read_text().split()
+    for name in dict.fromkeys((socket.gethostname(), *aliases)):
+        if re.fullmatch(r"[a-z][a-z0-9_.-]*", name) and "localhost" not in name:
+            with contextlib.suppress(OSError):
+                found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+                if {str(address[0]) for *_, address in found} <= {"127.0.0.1", "::1"}:
+                    return name
+    pytest.skip("no name but localhost leads to this machine's own address")
 
 
 def bodies_with_image(url: str) -> dict[str, dict[str, object]]:
@@ -284,33 +335,90 @@ def bodies_with_image(url: str) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_no_endpoint_reaches_an_inner_address(
-    golden_server: RunningServer, inner: tuple[str, list[str]], host: str
+def test_no_endpoint_reaches_an_inner_address_whatever_is_listed(
+    trusting_server: RunningServer, inner_port: int, hits: list[str], host: str
 ) -> None:
-    port, hits = inner
-    answers: dict[str, tuple[int, dict[str, Any]]] = {}
-    for path, body in bodies_with_image(f"http://{host}:{port}/secret.png").items():
-        answers[path] = post(f"{golden_server.root}{path}", body)
+    assert_refused(trusting_server, f"http://{host}:{inner_port}/secret.png")
     assert hits == []
-    assert {path: status for path, (status, _) in answers.items()} == dict.fromkeys(answers, 400)
-    assert {answer["error"]["code"] for _, answer in answers.values()} == {"invalid_image"}
 
 
-def test_closed_doors_all_look_alike(golden_server: RunningServer, inner: tuple[str, list[str]]) -> None:
+def test_no_endpoint_reaches_a_listed_host_at_an_inner_address(
+    trusting_server: RunningServer, inner_port: int, own_name: str, hits: list[str]
+) -> None:
+    """Host and port are allowed, and somebody listens there."""
+    before = fetch_outcomes(trusting_server)
+    answers = assert_refused(trusting_server, f"http://{own_name}:{inner_port}/secret.png")
+    assert hits == []
+    assert fetch_outcomes(trusting_server)["blocked"] - before["blocked"] == len(answers)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_no_endpoint_tries_an_inner_address_on_the_webs_own_ports(
+    golden_server: RunningServer, host: str, scheme: str
+) -> None:
+    """Whoever listens there: a connection that was tried would count as anything but blocked."""
+    before = fetch_outcomes(golden_server)
+    assert_refused(golden_server, f"{scheme}://{host}/secret.png")
+    after = fetch_outcomes(golden_server)
+    assert {outcome for outcome in after if after[outcome] != before[outcome]} <= {"blocked"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "169.254.169.254"])
+def test_what_reads_as_a_proper_url_is_stopped_by_its_address(
+    golden_server: RunningServer, host: str
+) -> None:
+    """So that the tests above test what they are there for."""
+    before = fetch_outcomes(golden_server)
+    answers = assert_refused(golden_server, f"http://{host}/secret.png")
+    assert fetch_outcomes(golden_server)["blocked"] - before["blocked"] == len(answers)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_no_endpoint_reaches_another_port_of_an_inner_address(
+    golden_server: RunningServer, inner_port: int, hits: list[str], host: str
+) -> None:
+    assert_refused(golden_server, f"http://{host}:{inner_port}/secret.png")
+    assert hits == []
+
+
+@pytest.mark.parametrize("server_name", ["golden_server", "trusting_server"])
+def test_closed_doors_all_look_alike(
+    server_name: str, request: pytest.FixtureRequest, inner_port: int, hits: list[str]
+) -> None:
     """An open port, a closed port and no such host must not be told apart from outside."""
-    port, _ = inner
+    server: RunningServer = request.getfixturevalue(server_name)
     messages = {
-        post(f"{golden_server.root}/v1/embeddings", {"model": MODEL, "input": [{"image": url}]})[1]["error"][
+        post(f"{server.root}/v1/embeddings", {"model": MODEL, "input": [{"image": url}]})[1]["error"][
             "message"
         ]
         for url in (
-            f"http://127.0.0.1:{port}/",
+            f"http://127.0.0.1:{inner_port}/",
             "http://127.0.0.1:1/",
             "http://localhost/",
             "http://no-such-host.invalid/",
         )
     }
     assert len(messages) == 1
+    assert hits == []
+
+
+def assert_refused(server: RunningServer, url: str) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Ask every endpoint for the image; each has to answer that it cannot have it."""
+    answers = {path: post(f"{server.root}{path}", body) for path, body in bodies_with_image(url).items()}
+    assert {path: status for path, (status, _) in answers.items()} == dict.fromkeys(answers, 400)
+    assert {answer["error"]["code"] for _, answer in answers.values()} == {"invalid_image"}
+    return answers
+
+
+def fetch_outcomes(server: RunningServer) -> dict[str, float]:
+    """What became of all image URLs so far, as the server counts it."""
+    with urllib.request.urlopen(f"{server.root}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found = (re.fullmatch(r'laneway_image_fetches_total\{outcome="(\w+)"\} (\S+)', line) for line in lines)
+    outcomes = {match[1]: float(match[2]) for match in found if match}
+    assert {"blocked", "unreachable", "timeout"} <= set(outcomes)
+    return outcomes
 
 
 def post(url: str, body: dict[str, object]) -> tuple[int, dict[str, Any]]:

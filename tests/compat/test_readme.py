@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.compat.conftest import LANEWAY, RunningServer
 
@@ -37,6 +36,10 @@ def is_to_serve(block: str) -> bool:
     return block.startswith(".venv/bin/laneway serve")
 
 
+def is_to_prepare(block: str) -> bool:
+    return block.startswith("pip install")
+
+
 def dimension_for(block: str) -> int:
     """Of the model that the block is written for."""
     return 64 if reads_images(block) else 384
@@ -55,8 +58,12 @@ def root(block: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where somebody who reads along has a photo."""
-    Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    """Where somebody who reads along has made a picture."""
+    [block] = filter(is_to_prepare, blocks("bash"))
+    [_, line] = block.splitlines()
+    program, *arguments = shlex.split(line)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], check=True, cwd=tmp_path)
     return tmp_path
 
 
@@ -81,6 +88,7 @@ def test_the_python_blocks_are_one_for_each_client() -> None:
         "langchain_openai",
         "llama_index.embeddings.openai_like",
         "base64",
+        "openai",
         "cohere",
         "voyageai",
     ]
@@ -124,6 +132,7 @@ def test_every_block_is_run_or_is_the_installation() -> None:
     [install] = [block for block in blocks("bash") if is_to_install(block)]
     assert install.splitlines()[1:] == ["make serve"]
     assert len(curl_blocks()) == 3
-    others = [block for block in blocks("bash") if block not in (install, *curl_blocks())]
+    [prepare] = filter(is_to_prepare, blocks("bash"))
+    others = [block for block in blocks("bash") if block not in (install, prepare, *curl_blocks())]
     assert all(is_to_serve(block) for block in others)
     assert len(serve_lines()) == 7

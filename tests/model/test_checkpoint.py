@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -234,7 +235,12 @@ def test_a_download_from_modelscope_tells_each_percent_once(
     ("error", "message"),
     [
         (OSError(28, "No space left on device"), "or point MODELSCOPE_CACHE at a larger disk"),
-        (ConnectionError("refused"), "cannot fetch modelscope:acme/model: refused"),
+        (
+            ConnectionError("refused"),
+            "modelscope:acme/model is not on this machine and ModelScope cannot be reached; connect once and "
+            "run `laneway pull modelscope:acme/model`, or give a local folder$",
+        ),
+        (PermissionError("no"), "cannot fetch modelscope:acme/model: no"),
         (RuntimeError("no such model\nand more"), "ModelScope cannot give acme/model: no such model$"),
     ],
 )
@@ -248,6 +254,31 @@ def test_a_failed_download_from_modelscope_says_what_to_do(
     with pytest.raises(CheckpointError, match=message) as caught:
         find_checkpoint("modelscope:acme/model")
     assert "\n" not in str(caught.value)
+
+
+class NetworkError(Exception):
+    """As ModelScope's client (1.40) has one, with the failed connection as its cause."""
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["fetched before", "a download that came to nothing"])
+def test_without_a_network_a_model_from_modelscope_is_the_one_on_disk(
+    is_whole: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The client asks its hub all the same, and looks into its cache only when it is told to."""
+    if is_whole:
+        (tmp_path / "config.json").write_text("{}")
+
+    def download(_model_id: str, *, local_files_only: bool = False, **_options: object) -> str:
+        if local_files_only:
+            return str(tmp_path)
+        raise NetworkError("[E1020] no") from requests.ConnectionError("pool(host='hub', port=443): no")
+
+    monkeypatch.setattr("modelscope.snapshot_download", download)
+    if is_whole:
+        assert find_checkpoint("modelscope:acme/model").folder == tmp_path
+    else:
+        with pytest.raises(CheckpointError, match="is not on this machine and ModelScope cannot be reached"):
+            find_checkpoint("modelscope:acme/model")
 
 
 def test_without_a_network_a_hub_id_fails_in_one_line(

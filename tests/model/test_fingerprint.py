@@ -44,6 +44,27 @@ def test_where_a_checkpoint_lies_and_what_it_is_called_do_not(tmp_path: Path):
     )
 
 
+def test_what_the_model_decides_anyway_may_be_said(fingerprints: dict[str, str]):
+    """The same vectors, so an index is not to be made anew for it."""
+    said = load(FOLDER, images=ImageOptions(min_tokens=256, max_tokens=1280), max_tokens=1800)
+    assert said.info.fingerprint == load(FOLDER).info.fingerprint
+    assert said.info.fingerprint not in fingerprints.values()
+
+
+@pytest.mark.parametrize(
+    ("version", "is_other_images"), [("13.0.1", False), ("13.1.0", True), ("12.0.0", True), ("13.10.0", True)]
+)
+def test_another_pillow_makes_other_vectors_of_images_alone(
+    version: str, is_other_images: bool, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Pillow 13 changed a third of all values of a resized image; its corrections change none."""
+    monkeypatch.setattr("PIL.__version__", "13.0.0")
+    gme, minilm = load(FOLDER).info.fingerprint, load(minilm_folder).info.fingerprint
+    monkeypatch.setattr("PIL.__version__", version)
+    assert (load(FOLDER).info.fingerprint != gme) == is_other_images
+    assert load(minilm_folder).info.fingerprint == minilm
+
+
 @pytest.mark.parametrize("part", ["weights", "configuration", "tokenizer"])
 def test_the_checkpoints_own_files_do(part: str, tmp_path: Path):
     folder = Path(shutil.copytree(FOLDER, tmp_path / "tiny-gme"))

@@ -1,6 +1,7 @@
 """Which GME checkpoints load, and which are refused: the gates in front of two towers."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from model import CheckpointError, EmbeddingInput
+from model.families import gme as gme_family
 from model.worker.protocol import ImageOptions
 from tests.model.conftest import load
 from tests.model.gme_cases import FOLDER, TOLERANCE, cases, embed
@@ -178,6 +180,19 @@ def test_a_checkpoint_is_known_by_its_code_whatever_it_is_called(folder: Path):
     assert load(renamed).info.family == "gme"
 
 
+@pytest.mark.parametrize("name", ["qwen2-vl-7b-segmentation", "qwen2-vl-augmented", "Qwen2-VL-Pragmenta"])
+def test_three_letters_within_a_word_do_not_say_gme(name: str, unnamed: Path):
+    edit_json(unnamed / "config.json", auto_map={"AutoModel": "modeling_segment.SegmentQwen2VL"})
+    with pytest.raises(CheckpointError, match=r"neither its name nor its config\.json calls GME"):
+        load(unnamed.rename(unnamed.with_name(name)))
+
+
+@pytest.mark.parametrize("name", ["gme-Qwen2-VL-2B-Instruct", "my_GME_2b", "GME2"])
+def test_a_word_by_itself_in_the_name_says_gme(name: str, unnamed: Path):
+    assert gme_family.matches(unnamed, name)
+    assert load(unnamed.rename(unnamed.with_name(name))).info.family == "gme"
+
+
 def test_a_qwen2_vl_with_modules_of_its_own_is_no_gme(unnamed: Path):
     """There are other embedders of that build, with other templates."""
     (unnamed / "modules.json").write_text(json.dumps([{"path": "", "type": "custom_st.Transformer"}]))
@@ -202,14 +217,32 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused_by_name(folder: Pat
         load(folder)
 
 
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_start|>"])
+def test_a_tokenizer_that_takes_the_templates_tokens_for_words_is_refused(token: str, folder: Path):
+    """Written in a text, they would become the tokens themselves: a place for an image that is not there."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for one in (*config["added_tokens_decoder"].values(), *tokenizer["added_tokens"]):
+        one["special"] = one["special"] and one["content"] != token
+    config["additional_special_tokens"].remove(token)
+    edit_json(folder / "tokenizer_config.json", **config)
+    edit_json(folder / "tokenizer.json", added_tokens=tokenizer["added_tokens"])
+    with pytest.raises(
+        CheckpointError, match=f"the tokenizer does not mark {re.escape(token)} as special, so that any text"
+    ):
+        load(folder)
+
+
 # Bounds on images.
 
 
 def test_bounds_on_image_tokens_that_contradict_each_other_are_refused():
-    with pytest.raises(
-        CheckpointError, match="min_image_tokens is 300, more than max_image_tokens, which is 200"
-    ):
-        load(FOLDER, images=ImageOptions(min_tokens=300, max_tokens=200))
+    with pytest.raises(CheckpointError) as caught:
+        load(FOLDER, images=ImageOptions(max_tokens=100))
+    assert str(caught.value) == (
+        "images have 256 tokens at least (the model's own bound) and 100 at most (--max-image-tokens); lower "
+        "--min-image-tokens, or raise --max-image-tokens"
+    )
 
 
 def test_bounds_on_image_tokens_are_read_from_the_configuration(folder: Path):
@@ -226,8 +259,14 @@ def test_an_image_that_could_never_be_read_is_refused_at_load():
     with pytest.raises(
         CheckpointError,
         match=f"an image of 1790 tokens is an input of {1_790 + template_tokens}, and tiny-gme reads 1800; "
-        "lower --max-image-tokens or raise --max-tokens",
+        "raise --max-tokens, or lower --max-image-tokens to 1775$",
     ):
         load(FOLDER, images=ImageOptions(max_tokens=1_790))
+    with pytest.raises(CheckpointError, match="or lower --max-image-tokens and --min-image-tokens to 75$"):
+        load(FOLDER, max_tokens=100)
+    with pytest.raises(CheckpointError, match="and tiny-gme reads 20; raise --max-tokens$"):
+        load(FOLDER, max_tokens=20)
+    smaller = load(FOLDER, max_tokens=100, images=ImageOptions(min_tokens=75, max_tokens=75))
+    assert embed(smaller, EmbeddingInput(text="a")).shape == (1, 64)
     larger = load(FOLDER, images=ImageOptions(max_tokens=1_790), max_tokens=2_000)
     assert embed(larger, EmbeddingInput(text="a")).shape == (1, 64)

@@ -1,6 +1,7 @@
 """Token ids: exactly the tokenizer's, cut so that the special tokens stay."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_a_limit_that_leaves_no_room_for_text_is_refused() -> None:
     preparer = Preparer(model_info(wordpiece_tokenizer()))
     with pytest.raises(InputTooLongError):
         prepare_one(preparer, EmbeddingInput(text="fox dog", max_tokens=2))
+
+
+@pytest.mark.parametrize("what", [{"text": "fox " * 40}, {"token_ids": [1] * 42}], ids=["text", "token ids"])
+def test_a_refusal_says_when_the_limit_was_the_requests_own(what: dict[str, Any]) -> None:
+    """Who reads that the model has 9 tokens looks for another model."""
+    preparer = Preparer(model_info(wordpiece_tokenizer()))
+    with pytest.raises(InputTooLongError) as caught:
+        prepare_one(preparer, EmbeddingInput(**what, max_tokens=9, truncation=Truncation.NONE))
+    assert str(caught.value) == "The request allows 9 tokens for each input, and this one has 42."
 
 
 def test_ids_of_the_models_own_vocabulary_are_taken_as_they_are() -> None:

@@ -1,5 +1,6 @@
 """Rows of a template: special tokens by id, texts as ordinary text, cuts in the client's text alone."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from model.errors import InputTooLongError
+from model.errors import InputError, InputTooLongError
 from model.templates import Filling, Row, TemplateTokenizer
 from model.types import ImageTokens, PromptTemplate, Truncation
 from tests.model.gme_cases import FOLDER
@@ -44,7 +45,7 @@ def row(
     images: Sequence[int] = (),
     limit: int = 1_000,
     truncation: Truncation = Truncation.END,
-) -> Row | InputTooLongError:
+) -> Row | InputError:
     filling = Filling(instruction=instruction, text=text, num_image_tokens=images)
     [made] = one.rows([filling], limits=[limit], truncations=[truncation])
     return made
@@ -85,6 +86,22 @@ def test_images_stand_where_the_template_says_each_with_its_tokens():
     image_row = [IMAGE_START, PAD, PAD, IMAGE_END, IMAGE_START, PAD, IMAGE_END]
     assert made == [START, *plain("system\nBe kind."), END, *plain("\n"), START, *plain("user\n"), *image_row,
                     *plain("a"), END, *plain("\n"), 400]  # fmt: skip
+
+
+def test_a_text_that_became_a_place_for_an_image_is_refused_and_harms_no_neighbour():
+    """Whatever the tokenizer thinks: on CUDA such a row would end the process, and all that wait for it."""
+    described = json.loads(tokenizer().to_str())
+    for token in described["added_tokens"]:
+        token["special"] = False
+    gullible = TemplateTokenizer(Tokenizer.from_str(json.dumps(described)), GME_LIKE, IMAGES)
+    fillings = [
+        Filling(instruction="", text=text, num_image_tokens=images)
+        for text, images in (("a <|image_pad|>", ()), ("a", ()), ("<|image_pad|>", (2,)), ("a", (2,)))
+    ]
+    made = gullible.rows(fillings, limits=[1_000] * 4, truncations=[Truncation.END] * 4)
+    assert [type(one) for one in made] == [InputError, Row, InputError, Row]
+    assert str(made[0]) == "the input has 1 tokens that stand for images, and its images have 0"
+    assert str(made[2]) == "the input has 3 tokens that stand for images, and its images have 2"
 
 
 def test_without_a_text_the_template_stands_alone():

@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -137,6 +138,13 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
     return small[:start] + struct.pack(">HH", height, width) + small[start + 4 :]
 
 
+def jpeg_of_scans(num_scans: int, size: tuple[int, int] = (60, 40)) -> bytes:
+    """A progressive JPEG that goes over its picture so often, at least 10 times: the last scan comes again."""
+    whole = save(solid("RGB", RED, size), "JPEG", progressive=True, quality=95)
+    start, end = whole.rindex(b"\xff\xda"), len(whole) - 2
+    return whole[:end] + whole[start:end] * (num_scans - 10) + whole[end:]
+
+
 def rotated_jpeg(orientation: int) -> bytes:
     """The quarters as a camera would store them: turned, with a note how to turn them back."""
     exif = Image.Exif()
@@ -166,6 +174,7 @@ def transparent_palette() -> Image.Image:
 # The rows of the table: what must become pixels, and what must be refused
 
 
+@cache
 def good_files() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
     """Files of one colour, and the colour they must have (in their middle, where two meet)."""
     some_text = PngImagePlugin.PngInfo()
@@ -226,6 +235,7 @@ def good_files() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
     }
 
 
+@cache
 def bad_files() -> dict[str, bytes]:
     """Files that are no image, or a broken one, or of a kind that is not read."""
     jpeg, whole_png = save(noise(80, 60), "JPEG"), save(noise(80, 60), "PNG")
@@ -256,6 +266,7 @@ def bad_files() -> dict[str, bytes]:
     }
 
 
+@cache
 def bombs() -> dict[str, bytes]:
     """Small files that would be gigabytes."""
     return {

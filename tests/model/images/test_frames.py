@@ -1,5 +1,7 @@
 """What a decode process may say: hostile bytes have run through it, so its word is held against the facts."""
 
+import struct
+
 import msgspec
 import pytest
 
@@ -7,10 +9,12 @@ from model.errors import (
     DecodeFailedError,
     ImageAspectError,
     ImageMemoryError,
+    ImageScansError,
     ImageSideError,
     ImageTooLargeError,
     InvalidImageError,
 )
+from model.framing import PREFIX_BYTES, FrameError
 from model.images import Alpha, ImageLimits, ImageSpec, Orientation, ResizeRule, frames, target_sizes
 from tests.model.images.conftest import GME
 from tests.model.images.test_sizes import random_sizes
@@ -25,8 +29,8 @@ def back(message: frames.ToGateway) -> frames.ToGateway:
 
 
 def header_of(head: bytes) -> bytes:
-    header_bytes, _ = frames.unpack_prefix(head[: frames.PREFIX_BYTES])
-    header = head[frames.PREFIX_BYTES :]
+    header_bytes, _ = frames.unpack_prefix(head[:PREFIX_BYTES])
+    header = head[PREFIX_BYTES:]
     assert len(header) == header_bytes
     return header
 
@@ -49,6 +53,7 @@ def test_how_to_decode_arrives_as_it_was_sent():
         ImageTooLargeError(max_pixels=5),
         ImageSideError(width=2, height=3, min_side=3, max_side=9),
         ImageAspectError(width=2, height=3000, max_aspect_ratio=200.0),
+        ImageScansError(max_scans=32),
         ImageMemoryError(memory_bytes=290_000_000),
     ],
 )
@@ -72,7 +77,7 @@ def test_an_error_arrives_with_its_text_and_its_numbers(error):
     ],
 )
 def test_an_error_that_decoding_does_not_raise_is_none(refused):
-    with pytest.raises(frames.FrameError, match=f"no refusal: {refused.error}"):
+    with pytest.raises(FrameError, match=f"no refusal: {refused.error}"):
         frames.error_of(refused)
 
 
@@ -87,7 +92,7 @@ def test_an_error_that_decoding_does_not_raise_is_none(refused):
 )
 def test_an_image_of_no_size_of_the_models_is_none(width, height, num_bytes, complaint):
     """Before a byte of memory is given to it."""
-    with pytest.raises(frames.FrameError, match=complaint):
+    with pytest.raises(FrameError, match=complaint):
         frames.check_decoded(frames.Decoded(width=width, height=height), num_bytes, GME)
 
 
@@ -104,20 +109,20 @@ def test_every_size_that_a_spec_gives_is_accepted(min_tokens, max_tokens):
 @pytest.mark.parametrize(
     ("prefix", "complaint"),
     [
-        (frames._PREFIX.pack(b"HTTP", 1, 1), "a frame starts with b'LNI1', this one with b'HTTP'"),
-        (frames._PREFIX.pack(b"LNI1", 2**20, 1), "a header of 1048576 bytes; 65536 are allowed"),
-        (frames._PREFIX.pack(b"LNI1", 1, 2**40), "a body of 1099511627776 bytes; 1073741824 are allowed"),
+        (struct.pack("=4sIQ", b"HTTP", 1, 1), "a frame starts with b'LNI1', this one with b'HTTP'"),
+        (struct.pack("=4sIQ", b"LNI1", 2**20, 1), "a header of 1048576 bytes; 65536 are allowed"),
+        (struct.pack("=4sIQ", b"LNI1", 1, 2**40), "a body of 1099511627776 bytes; 1073741824 are allowed"),
     ],
 )
 def test_bytes_that_are_no_frame_are_refused_before_they_are_read(prefix, complaint):
-    with pytest.raises(frames.FrameError, match=complaint):
+    with pytest.raises(FrameError, match=complaint):
         frames.unpack_prefix(prefix)
 
 
 def test_a_message_for_one_end_is_none_for_the_other():
-    with pytest.raises(frames.FrameError, match="no message for a gateway"):
+    with pytest.raises(FrameError, match="no message for a gateway"):
         frames.unpack_for_gateway(header_of(frames.pack_head(frames.Decode())))
-    with pytest.raises(frames.FrameError, match="no message for a decode process"):
+    with pytest.raises(FrameError, match="no message for a decode process"):
         frames.unpack_for_process(header_of(frames.pack_head(frames.Ready())))
-    with pytest.raises(frames.FrameError, match="no message for a gateway"):
+    with pytest.raises(FrameError, match="no message for a gateway"):
         frames.unpack_for_gateway(msgspec.msgpack.encode({"type": "Decoded", "width": 0, "height": 28}))

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from model.framing import PREFIX_BYTES
 from model.images import Alpha, Orientation, frames, main
 from tests.model.images.conftest import GME, LIMITS
 
@@ -21,7 +22,7 @@ def test_a_mistake_of_ours_is_told_by_type_and_place_without_its_text(monkeypatc
     with gateway, process:
         main._answer(process, SET_UP, b"")
         answer = gateway.recv(10_000)
-    failed = frames.unpack_for_gateway(answer[frames.PREFIX_BYTES :])
+    failed = frames.unpack_for_gateway(answer[PREFIX_BYTES:])
     assert isinstance(failed, frames.Failed)
     assert failed.description.startswith("RuntimeError in _answer:")
     assert "secret" not in failed.description

@@ -20,6 +20,7 @@ from model.errors import (
     ImageAspectError,
     ImageError,
     ImageMemoryError,
+    ImageScansError,
     ImageTimeoutError,
     ImageTooLargeError,
     InvalidImageError,
@@ -35,6 +36,8 @@ MAX_GROWTH_BYTES = 300_000_000
 RED = corpus.red_png()
 LASTING = corpus.flat_webp(4160, 4160, (*corpus.RED, 255))
 """Takes a good half second."""
+
+REFUSALS = (InvalidImageError, ImageTooLargeError, ImageAspectError, ImageScansError)
 
 Factory = Callable[..., ImageDecoder]
 
@@ -85,21 +88,34 @@ async def test_many_images_at_once_come_back_each_to_its_caller(decoder: Factory
     assert pool.statistics().num_decoded == len(files)
 
 
-async def test_refusals_come_back_with_their_numbers(decoder: Factory):
+async def test_every_kind_of_file_is_decoded_where_no_file_can_be_opened(decoder: Factory):
+    """A library that imports something when it first needs it would find nothing there (confinement.py)."""
     pool = decoder()
     await pool.start()
+    for name, (data, _) in corpus.good_files().items():
+        there = await pool.decode(data, is_query=False)
+        assert (there.pixels == decode_here(data).pixels).all(), name
+
+
+async def test_refusals_come_back_with_their_numbers_and_take_less_memory_than_an_image(decoder: Factory):
+    pool = decoder()
+    await pool.start()
+    (pid,) = pool.statistics().pids
+    idle = memory_bytes(pid, "VmRSS")
     for name, data in {
         **corpus.bombs(),
         **corpus.bad_files(),
         "3 x 601": corpus.red_png(size=(3, 601)),
+        "33 scans": corpus.jpeg_of_scans(33),
     }.items():
         with pytest.raises(ImageError) as there:
             await pool.decode(data, is_query=False)
         with pytest.raises(ImageError) as here:
             decode_here(data)
         assert type(there.value) is type(here.value), name
-        assert type(there.value) in (InvalidImageError, ImageTooLargeError, ImageAspectError)
+        assert type(there.value) in REFUSALS
         assert (str(there.value), vars(there.value)) == (str(here.value), vars(here.value)), name
+    assert memory_bytes(pid, "VmHWM") - idle < 50_000_000
     assert pool.statistics().num_restarts == 0
 
 
@@ -117,17 +133,6 @@ async def test_the_largest_images_take_less_than_300_mb(decoder: Factory):
     assert max(peaks.values()) < MAX_GROWTH_BYTES, peaks
     assert min(peaks.values()) > 100_000_000, peaks  # else nothing large was decoded
     assert memory_bytes(pid, "VmRSS") - idle < 20_000_000
-
-
-async def test_hostile_files_take_less_memory_than_an_image(decoder: Factory):
-    pool = decoder()
-    await pool.start()
-    (pid,) = pool.statistics().pids
-    idle = memory_bytes(pid, "VmRSS")
-    for data in (*corpus.bombs().values(), *corpus.bad_files().values()):
-        with pytest.raises(ImageError):
-            await pool.decode(data, is_query=False)
-    assert memory_bytes(pid, "VmHWM") - idle < 50_000_000
 
 
 def forget_peak(pid: int) -> None:
@@ -223,6 +228,55 @@ async def test_a_caller_that_goes_away_during_its_decode_costs_nobody_the_proces
     os.kill(pid, signal.SIGCONT)
     await assert_decodes(pool)
     assert pool.statistics().pids == (pid,)
+
+
+async def test_a_caller_that_has_gone_does_not_keep_a_process_for_long(decoder: Factory, monkeypatch, caplog):
+    """Else requests that nobody waits for could own the one process for queries, ten seconds each."""
+    monkeypatch.setattr("model.images.pool._ABANDONED_GRACE_S", 0.05)
+    pool = decoder()
+    await pool.start()
+    (pid,) = pool.statistics().pids
+    running = await stopped_over_an_image(pool, pid)
+    running.cancel()
+    await assert_decodes(pool)
+    assert not psutil.pid_exists(pid)
+    now = pool.statistics()
+    assert (now.num_abandoned, now.num_timeouts, now.num_crashes) == (1, 0, 0)
+    assert (
+        f"(pid {pid}) was decoding an image of {len(RED)} bytes that nobody waits for any more and was killed"
+    ) in caplog.text
+
+
+async def test_an_image_whose_process_dies_is_not_tried_again_for_nobody(decoder: Factory):
+    pool = decoder()
+    await pool.start()
+    (pid,) = pool.statistics().pids
+    running = await stopped_over_an_image(pool, pid)
+    running.cancel()
+    os.kill(pid, signal.SIGKILL)
+    await assert_decodes(pool)
+    assert pool.statistics().num_decoded == 1
+
+
+async def test_requests_take_turns(decoder: Factory):
+    """However many images a request brings, the next one waits for one of them and not for all."""
+    pool = decoder()
+    await pool.start()
+    finished: list[str] = []
+
+    async def decode(request: str) -> None:
+        await pool.decode(RED, is_query=False, group=request)
+        finished.append(request)
+
+    (pid,) = pool.statistics().pids
+    running = await stopped_over_an_image(pool, pid)
+    async with asyncio.TaskGroup() as group:
+        for request in ("large",) * 20 + ("small",) * 2:
+            group.create_task(decode(request))
+        await becomes(lambda: pool.statistics().num_waiting_documents == 22)
+        os.kill(pid, signal.SIGCONT)
+    await running
+    assert finished == ["large", "small"] * 2 + ["large"] * 18
 
 
 # Hanging, crashing, dying
@@ -501,7 +555,7 @@ def test_all_of_it_works_on_uvloop():
     """The loop that the server runs on has its own socket calls."""
 
     async def main() -> None:
-        pool = ImageDecoder(GME, ImageLimits(decode_timeout_s=2.0), num_processes=2)
+        pool = ImageDecoder(GME, ImageLimits(decode_timeout_s=0.7), num_processes=2)
         await pool.start()
         try:
             await uvloop_story(pool)
@@ -513,7 +567,7 @@ def test_all_of_it_works_on_uvloop():
 
 
 async def uvloop_story(pool: ImageDecoder) -> None:
-    data = corpus.save(corpus.noise(1300, 900), "PNG", compress_level=1)
+    data = corpus.save(corpus.noise(400, 300), "PNG", compress_level=1)  # more than a socket's buffer takes
     assert ((await pool.decode(data, is_query=False)).pixels == decode_here(data).pixels).all()
     with pytest.raises(InvalidImageError):
         await pool.decode(b"no image", is_query=False)

@@ -7,7 +7,8 @@ import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from model.errors import ImageAspectError
-from model.images import ImageSpec, ResizeRule, num_image_tokens, target_sizes
+from model.images import ImageSpec, ResizeRule, target_sizes
+from model.images.sizes import num_tokens_at
 from tests.model.images.conftest import GME
 
 TOKEN_PIXELS = 28 * 28
@@ -59,7 +60,7 @@ def fetched_size(width: int, height: int) -> tuple[int, int]:
 def test_known_images_get_the_sizes_of_the_authors_code(size, first, second, num_tokens):
     """Worked out with the author's inference code on transformers 4.51.3."""
     assert target_sizes(*size, GME) == (first, second)
-    assert num_image_tokens(*size, GME) == num_tokens
+    assert num_tokens_at(second, GME) == num_tokens
 
 
 @pytest.mark.parametrize(("min_tokens", "max_tokens"), [(256, 1280), (4, 1280), (4, 16384), (1, 40)])
@@ -103,4 +104,4 @@ def test_other_patches_make_other_sizes():
     rule = ResizeRule(min_tokens=4, max_tokens=100, clamps_aspect=False)
     spec = ImageSpec(patch_size=16, merge_size=2, resizes=(rule,))
     assert target_sizes(640, 320, spec) == ((448, 224),)
-    assert num_image_tokens(640, 320, spec) == 98
+    assert num_tokens_at((448, 224), spec) == 98

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import CheckpointError
+from model.interruption import current_safepoints
 from model.types import Features, ModelInfo
 from model.worker import LoadOptions, OnStage
 
@@ -25,10 +26,18 @@ DIMENSION = 4
 FINGERPRINT = "0" * 64
 
 RAISE, NOT_FINITE, HANG, OUT_OF_MEMORY, SEGFAULT, WRONG_SHAPE, DEVICE_ASSERT = range(9001, 9008)
+UNTIL_INTERRUPTED = 9008
+"""Signals, then goes from block to block until so many passes ran in between as its second token says."""
+UNTIL_TOLD = 9009
+"""Signals, then waits between two of its blocks until it is told to go on."""
+OUT_OF_MEMORY_INSIDE = 9010
+"""Does not fit in the middle of another pass, but fits alone."""
 SECRET = "the very text of the input"
 
 RUNNING = "running"
-"""A FIFO that gets a byte when a pass hangs."""
+"""A FIFO that gets a byte when a pass has begun to hang or to wait."""
+GO_ON = "go_on"
+"""A FIFO whose byte tells a waiting pass to go on."""
 LOADED = "loaded"
 """A FIFO that gets a byte when a process has loaded."""
 STUCK = "stuck"
@@ -50,6 +59,9 @@ class FakeEncoder:
 
     def __init__(self, options: LoadOptions, folder: Path) -> None:
         self._folder = folder
+        self._depth = 0
+        self._num_inside = 0
+        """Passes that ran in the middle of another."""
         environment = {
             "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
             "cpus": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
@@ -59,6 +71,14 @@ class FakeEncoder:
         self.info = fake_info(options.source, prompts=environment, fingerprint=fingerprint)
 
     def encode(self, features: Sequence[Features]) -> npt.NDArray[np.float32]:
+        self._depth += 1
+        self._num_inside += self._depth > 1
+        try:
+            return self._encode(features)
+        finally:
+            self._depth -= 1
+
+    def _encode(self, features: Sequence[Features]) -> npt.NDArray[np.float32]:
         rows = [fake_row(one) for one in features]
         for row, one in zip(rows, features, strict=True):
             match one.token_ids[0]:
@@ -77,9 +97,29 @@ class FakeEncoder:
                     return np.zeros((1, DIMENSION + 1), dtype=np.float32)
                 case value if value == DEVICE_ASSERT:
                     raise RuntimeError("CUDA error: device-side assert triggered")
+                case value if value == UNTIL_INTERRUPTED:
+                    signal_fifo(self._folder / RUNNING)
+                    enough = self._num_inside + int(one.token_ids[1])
+                    while self._num_inside < enough:
+                        reach_block()
+                case value if value == UNTIL_TOLD:
+                    reach_block()
+                    signal_fifo(self._folder / RUNNING)
+                    with (self._folder / GO_ON).open("rb", buffering=0) as go_on:
+                        go_on.read(1)
+                    reach_block()
+                case value if value == OUT_OF_MEMORY_INSIDE and self._depth > 1:
+                    raise MemoryError(SECRET)
                 case _:
                     pass
         return np.array(rows, dtype=np.float32)
+
+
+def reach_block() -> None:
+    """What a hook does before every block of a real model."""
+    points = current_safepoints()
+    if points is not None:
+        points.on_block()
 
 
 def load_fake_encoder(options: LoadOptions, on_stage: OnStage) -> FakeEncoder:

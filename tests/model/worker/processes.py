@@ -10,7 +10,7 @@ TIMEOUT_S = 20.0
 
 
 class Fifo:
-    """A byte that another process sends when it has come to a point."""
+    """A byte that another process sends when it has come to a point, or waits for."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -28,6 +28,10 @@ class Fifo:
         finally:
             loop.remove_reader(self._fd)
         os.read(self._fd, 1)
+
+    def signal(self) -> None:
+        """Send the other process a byte."""
+        os.write(self._fd, b"!")
 
     def close(self) -> None:
         os.close(self._fd)

@@ -1,5 +1,7 @@
 """What is packed is what is unpacked, and nothing else is read."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,8 @@ some_features_with_images = st.builds(
 )
 
 
-def cut(frame: bytes) -> tuple[memoryview, memoryview]:
+def cut(parts: Sequence[frames.Buffer]) -> tuple[memoryview, memoryview]:
+    frame = b"".join(parts)
     header_bytes, body_bytes = frames.unpack_prefix(frame[: frames.PREFIX_BYTES])
     rest = memoryview(frame)[frames.PREFIX_BYTES :]
     assert len(rest) == header_bytes + body_bytes
@@ -100,7 +103,7 @@ def test_rows_come_out_bit_by_bit(rows: np.ndarray):
         device_s=0.25,
         nonfinite_rows=(0,),
     )
-    header, body = cut(frames.pack_head(message, body_bytes=rows.nbytes) + rows.tobytes())
+    header, body = cut([frames.pack_head(message, body_bytes=rows.nbytes) + rows.tobytes()])
     unpacked = frames.unpack_for_gateway(header)
     assert unpacked == message
     assert frames.unpack_rows(unpacked, body).tobytes() == rows.tobytes()
@@ -116,7 +119,7 @@ def test_rows_come_out_bit_by_bit(rows: np.ndarray):
     ],
 )
 def test_messages_to_the_gateway_come_out_equal(message: frames.ToGateway):
-    header, _ = cut(frames.pack_head(message))
+    header, _ = cut([frames.pack_head(message)])
     assert frames.unpack_for_gateway(header) == message
 
 
@@ -130,7 +133,7 @@ def test_messages_to_the_gateway_come_out_equal(message: frames.ToGateway):
     ],
 )
 def test_messages_to_the_worker_come_out_equal(message: frames.ToWorker):
-    header, _ = cut(frames.pack_head(message))
+    header, _ = cut([frames.pack_head(message)])
     assert frames.unpack_for_worker(header) == message
 
 
@@ -157,7 +160,7 @@ def test_arbitrary_prefixes_are_refused(noise: bytes):
 
 def test_a_message_for_the_other_side_is_refused():
     with pytest.raises(frames.FrameError, match="no message for a worker"):
-        frames.unpack_for_worker(cut(frames.pack_head(frames.Stage(text="hello")))[0])
+        frames.unpack_for_worker(cut([frames.pack_head(frames.Stage(text="hello"))])[0])
 
 
 def test_announced_sizes_beyond_the_limits_are_refused_before_anything_is_allocated():
@@ -190,7 +193,7 @@ def with_images(**changes: object) -> frames.Run:
 
 @pytest.mark.parametrize("sizes", [(((0, 2),), ()), (((-2, 2),), ()), (((2,),), ()), (((2, 2, 2),), ())])
 def test_image_sizes_that_are_none_are_refused(sizes: object):
-    header, _ = cut(frames.pack_head(with_images(image_sizes=sizes)))
+    header, _ = cut([frames.pack_head(with_images(image_sizes=sizes))])
     with pytest.raises(frames.FrameError, match="no message for a worker"):
         frames.unpack_for_worker(header)
 

@@ -14,30 +14,39 @@ import pytest
 
 import model
 from model.worker import LoadOptions, frames
-from tests.model.worker.fakes import LOADER, RUNNING, features_of
+from tests.model.worker.fakes import GO_ON, LOADER, RUNNING, UNTIL_TOLD, features_of
 from tests.model.worker.processes import TIMEOUT_S, Fifo, is_gone
 
 ROOT = Path(model.__file__).parents[1]
-MAIN = "import sys; from model.worker.main import main; main(int(sys.argv[1]))"
+MAIN = "import sys; from model.worker.main import main; main(*map(int, sys.argv[1:]))"
 
 
 @contextmanager
 def worker_process() -> Iterator[tuple[socket.socket, subprocess.Popen]]:
-    ours, theirs = socket.socketpair()
+    with both_sockets() as (ours, _, process):
+        yield ours, process
+
+
+@contextmanager
+def both_sockets() -> Iterator[tuple[socket.socket, socket.socket, subprocess.Popen]]:
+    (ours, theirs), (our_urgent, their_urgent) = socket.socketpair(), socket.socketpair()
     ours.settimeout(TIMEOUT_S)
-    with ours, theirs:
+    our_urgent.settimeout(TIMEOUT_S)
+    with ours, theirs, our_urgent, their_urgent:
+        fds = (theirs.fileno(), their_urgent.fileno())
         process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, str(theirs.fileno())],
-            pass_fds=(theirs.fileno(),),
+            [sys.executable, "-c", MAIN, *map(str, fds)],
+            pass_fds=fds,
             stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=ROOT,
             text=True,
         )
         theirs.close()
+        their_urgent.close()
         with process:
             try:
-                yield ours, process
+                yield ours, our_urgent, process
             finally:
                 process.kill()
 
@@ -45,6 +54,10 @@ def worker_process() -> Iterator[tuple[socket.socket, subprocess.Popen]]:
 def load(folder: Path) -> bytes:
     options = LoadOptions(folder=str(folder), source="fake")
     return frames.pack_head(frames.Load(options=options, loader=LOADER, cpu=None))
+
+
+def frame(parts: list[frames.Buffer]) -> bytes:
+    return b"".join(parts)
 
 
 def receive(connection: socket.socket) -> frames.ToGateway:
@@ -85,7 +98,7 @@ def test_shutdown_signals_are_left_to_the_gateway(tmp_path, number):
         connection.sendall(load(tmp_path))
         receive_until_ready(connection)
         process.send_signal(number)
-        connection.sendall(frames.pack_run(5, [features_of(1, 2, 3)]))
+        connection.sendall(frame(frames.pack_run(5, [features_of(1, 2, 3)])))
         answer = receive(connection)
     assert isinstance(answer, frames.Rows)
     assert answer.pass_id == 5
@@ -117,6 +130,42 @@ def test_a_pass_that_contradicts_itself_ends_the_process_with_a_message(tmp_path
     assert (
         log == f"ERROR worker[{process.pid}] a pass of 3 tokens and 0 bytes of pixels has a body of 8 bytes\n"
     )
+
+
+async def test_nonsense_in_the_middle_of_a_pass_ends_the_process_after_it(tmp_path):
+    """The pass is not to blame, and its rows are good."""
+    running, go_on = Fifo(tmp_path / RUNNING), Fifo(tmp_path / GO_ON)
+    with both_sockets() as (connection, urgent, process):
+        connection.sendall(load(tmp_path))
+        receive_until_ready(connection)
+        connection.sendall(frame(frames.pack_run(3, [features_of(UNTIL_TOLD)])))
+        await running.signalled()
+        urgent.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        go_on.signal()
+        answer = receive(connection)
+        _, log = process.communicate(timeout=TIMEOUT_S)
+    running.close()
+    go_on.close()
+    assert answer.pass_id == 3
+    assert process.returncode == os.EX_PROTOCOL
+    assert log == f"ERROR worker[{process.pid}] a frame starts with b'LNW1', this one with b'GET '\n"
+
+
+def test_the_next_pass_is_there_when_one_ends(tmp_path):
+    """The device need not wait for the gateway to hear of the end and to send another."""
+    with worker_process() as (connection, _):
+        staged = (frame(frames.pack_run(pass_id, [features_of(pass_id)])) for pass_id in (1, 2, 3))
+        connection.sendall(load(tmp_path) + b"".join(staged))
+        receive_until_ready(connection)
+        assert [receive(connection).pass_id for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_second_load_ends_the_process_with_a_message(tmp_path):
+    with worker_process() as (connection, process):
+        connection.sendall(load(tmp_path) * 2)
+        _, log = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == os.EX_PROTOCOL
+    assert log == f"ERROR worker[{process.pid}] a second Load came\n"
 
 
 GATEWAY = """

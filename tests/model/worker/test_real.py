@@ -69,6 +69,25 @@ async def test_every_worker_gives_the_same_rows(workers, options):
     np.testing.assert_allclose(rows[0], rows[2], atol=1e-6)
 
 
+async def test_a_query_runs_in_the_middle_of_a_long_document_pass(workers):
+    """And neither has a bit changed by it."""
+    worker = workers[0]
+    documents, alone = [DOCUMENT] * 40, (await worker.run([QUERY])).rows
+    undisturbed = (await worker.run(documents)).rows
+    passes = asyncio.create_task(worker.run(documents))
+    await asyncio.sleep(0)  # the task hands its pass over
+    queries = 0
+    while not passes.done():
+        # The first may come to the worker together with the documents, and go before them.
+        result = await worker.run([QUERY], is_urgent=True, may_interrupt=True)
+        np.testing.assert_array_equal(result.rows, alone)
+        queries += 1
+    result = await passes
+    np.testing.assert_array_equal(result.rows, undisturbed)
+    assert 1 <= result.num_interruptions <= queries
+    assert 0 < result.interrupted_s < result.device_s
+
+
 async def test_a_killed_worker_comes_back_with_the_same_vectors(workers):
     worker = workers[0]
     before = (await worker.run([QUERY])).rows

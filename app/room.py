@@ -1,0 +1,87 @@
+"""A bound on memory that requests take a part of before they fill it, and wait for where there is none.
+
+Laws: what waits, waits in the order it came, so that a large share is not passed by small ones for ever;
+whatever ends a wait gives back what it was given.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+_QUERY_ROOM = 1.25
+"""Queries may fill the room a quarter beyond what other requests may: one image is 3 MB, and never waits for
+an upload."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Turn:
+    num_bytes: int
+    is_query: bool
+    has_come: asyncio.Future[None]
+
+
+class Room:
+    """Owns the count of bytes that requests in flight hold or are promised."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+        self._waiting: deque[_Turn] = deque()
+
+    def __repr__(self) -> str:
+        """How full it is."""
+        return f"<Room {self._held_bytes} of {self._max_bytes} bytes, {len(self._waiting)} waiting>"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are promised or held at this moment."""
+        return self._held_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes that there are."""
+        return self._max_bytes
+
+    async def take(self, num_bytes: int, *, is_query: bool = False) -> None:
+        """Return when there is room, and it has been taken. More than all of it is given an empty room.
+
+        Cancelled, it has taken nothing.
+
+        Args:
+            num_bytes: How much.
+            is_query: Wait behind other queries only.
+        """
+        turn = _Turn(
+            num_bytes=num_bytes,
+            is_query=is_query,
+            has_come=asyncio.get_running_loop().create_future(),
+        )
+        num_ahead = sum(one.is_query for one in self._waiting) if is_query else len(self._waiting)
+        self._waiting.insert(num_ahead, turn)
+        self._admit()
+        try:
+            await turn.has_come
+        except asyncio.CancelledError:
+            if turn.has_come.cancelled():
+                self._admit()
+            else:  # room was made and the caller cancelled in the same moment
+                self.give(num_bytes)
+            raise
+
+    def give(self, num_bytes: int) -> None:
+        """Give room back."""
+        self._held_bytes -= num_bytes
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            turn = self._waiting[0]
+            if turn.has_come.cancelled():
+                self._waiting.popleft()
+                continue
+            max_bytes = self._max_bytes * (_QUERY_ROOM if turn.is_query else 1)
+            if self._held_bytes and self._held_bytes + turn.num_bytes > max_bytes:
+                return
+            self._waiting.popleft()
+            self._held_bytes += turn.num_bytes
+            turn.has_come.set_result(None)

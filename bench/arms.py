@@ -1,0 +1,186 @@
+"""What is compared: the models, how the gateway is set for each policy, and what load each arm brings.
+
+All settings of all arms stand here and nowhere else.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bench.client import SERVE
+
+LANES, FIFO, SEED, OVERLOAD_LANES, PEER = "lanes", "fifo", "seed", "lanes, short queue", "peer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One gateway server: its settings, and whether its clients tell queries from documents."""
+
+    name: str
+    settings: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])
+    """By the names of the command line, without the dashes."""
+    is_one_lane: bool = False
+    """Queries are sent as documents, so everything waits in one line."""
+
+    def arguments(self) -> list[str]:
+        """The settings as options of the command line."""
+        return [word for name, value in self.settings.items() for word in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A load on a policy's server."""
+
+    name: str
+    policy: str
+    has_queries: bool
+    has_documents: bool
+    has_long_documents: bool = False
+    """Two in a hundred documents are as long as the model reads."""
+
+
+DOCUMENTS = Arm(name="D", policy=LANES, has_queries=False, has_documents=True)
+QUERIES = Arm(name="Q", policy=LANES, has_queries=True, has_documents=False)
+MIX = Arm(name="MIX", policy=LANES, has_queries=True, has_documents=True)
+MIX_LONG = Arm(name="MIX+long", policy=LANES, has_queries=True, has_documents=True, has_long_documents=True)
+MIX_FIFO = Arm(name="FIFO", policy=FIFO, has_queries=True, has_documents=True)
+MIX_SEED = Arm(name="SEED", policy=SEED, has_queries=True, has_documents=True)
+PEER_DOCUMENTS = Arm(name="PEER D", policy=PEER, has_queries=False, has_documents=True)
+PEER_MIX = Arm(name="PEER MIX", policy=PEER, has_queries=True, has_documents=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """How long texts are, in words; one of the benchmarks' words is one token of MiniLM's tokenizer."""
+
+    median: int
+    sigma: float
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A model, and the load and the settings that suit it."""
+
+    name: str
+    loader: str
+    """Import path of what loads it in a worker."""
+    program: tuple[str, ...]
+    """Starts a gateway that serves it."""
+    lanes: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])
+    """Settings of the gateway in the arms with lanes; what is not said is the gateway's default."""
+    big_pass_tokens: int
+    """A pass of the FIFO arm, which bounds only what fits into memory."""
+    max_tokens: int
+    """What the model reads of an input."""
+    num_workers: int = 0
+    device: str = "cpu"
+    query_rate_per_s: float
+    query_words: Words
+    document_words: Words
+    overload_words: int
+    """Length of the queries of the overload: long ones, so that the device is overloaded and not HTTP."""
+    min_cosine: float = 0.9999
+    """Between an answered vector and the same text's from the bare worker."""
+
+    def policies(self) -> dict[str, Policy]:
+        """The servers, by name."""
+        whole_pass = {"max-pass-tokens": self.big_pass_tokens, "fill-tokens": self.big_pass_tokens}
+        # The first service: at most 16 inputs, a wait of 50 ms for company, one queue, no bound in tokens.
+        all_tokens = 16 * self.max_tokens
+        seed = {"max-pass-tokens": all_tokens, "fill-tokens": all_tokens}
+        policies = (
+            Policy(name=LANES, settings=self.lanes),
+            Policy(name=FIFO, settings=whole_pass, is_one_lane=True),
+            Policy(name=SEED, settings={**seed, "max-batch-size": 16, "max-wait-ms": 50}, is_one_lane=True),
+            Policy(name=OVERLOAD_LANES, settings={**self.lanes, "max-query-queue": 32}),
+        )
+        return {policy.name: policy for policy in policies}
+
+    @property
+    def base_arguments(self) -> list[str]:
+        """Options that the gateways of all policies share."""
+        workers = ["--workers", str(self.num_workers)] if self.num_workers else []
+        # `laneway serve` as in SERVE names the device itself.
+        return workers if self.program == SERVE else ["--device", self.device, *workers]
+
+
+_SHORT = Words(median=16, sigma=0.5, least=6, most=62)
+
+
+def _gateway(loader: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "bench.serve", loader)
+
+
+def _sleeping(name: str, loader: str) -> Setup:
+    return Setup(
+        name=name,
+        loader=loader,
+        program=_gateway(loader),
+        # 31 ms at 33,000 tokens a second.
+        lanes={"max-pass-tokens": 1_024, "fill-tokens": 1_024},
+        big_pass_tokens=16_384,
+        max_tokens=8_192,
+        num_workers=1,
+        query_rate_per_s=40,
+        query_words=_SHORT,
+        document_words=Words(median=320, sigma=0.8, least=48, most=1_998),
+        overload_words=254,
+    )
+
+
+def _random_gme(size: str) -> Setup:
+    loader = f"bench.random_gme:load_{size}"
+    return Setup(
+        name=f"gme-{size}",
+        loader=loader,
+        program=_gateway(loader),
+        lanes={"max-pass-tokens": 2_048, "fill-tokens": 2_048},
+        big_pass_tokens=16_384,
+        max_tokens=8_192,
+        device="cuda",
+        query_rate_per_s=40,
+        query_words=_SHORT,
+        document_words=Words(median=320, sigma=0.8, least=48, most=1_998),
+        overload_words=254,
+        min_cosine=0.999,
+    )
+
+
+SETUPS = {
+    setup.name: setup
+    for setup in (
+        Setup(
+            name="minilm",
+            loader="model.loading:load_encoder",
+            program=SERVE,
+            big_pass_tokens=4_096,
+            max_tokens=256,
+            query_rate_per_s=30,
+            query_words=Words(median=10, sigma=0.5, least=4, most=62),
+            document_words=Words(median=100, sigma=0.7, least=48, most=254),
+            overload_words=126,
+        ),
+        _sleeping("sleeping-7b", "bench.sleeping:load_eager_7b"),
+        _sleeping("sleeping-7b-graphs", "bench.sleeping:load_graphs_7b"),
+        Setup(
+            name="sleeping-quick",
+            loader="bench.sleeping:load_quick",
+            program=_gateway("bench.sleeping:load_quick"),
+            big_pass_tokens=16_384,
+            max_tokens=8_192,
+            num_workers=1,
+            query_rate_per_s=100,
+            query_words=_SHORT,
+            document_words=Words(median=40, sigma=0.7, least=16, most=254),
+            overload_words=254,
+        ),
+        _random_gme("2b"),
+        _random_gme("7b"),
+        _random_gme("tiny"),
+    )
+}
+"""By name. ``sleeping-quick`` and ``gme-tiny`` only show that everything runs."""
+
+NEVER_STORED = frozenset({"sleeping-quick", "gme-tiny"})

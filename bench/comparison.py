@@ -1,0 +1,149 @@
+"""What a run gave: its blocks by arm and round, and the ratios that they allow.
+
+Law: ratios are of arms of the same round. A round in which one arm's load was not sent on time counts for none.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bench.arms import MIX, PEER_MIX, QUERIES, Arm
+from bench.report import Ratio, averaged, is_quiet, paired_ratio
+from bench.tails import Punctuality, Rates, Tail, tail_ratio
+
+MAX_RAW_DEVIATION = 0.03
+"""RAW against itself is no further from 1 in a run that is stored."""
+
+TARGETS = {
+    "D / RAW, useful tokens": ">= 0.95; 0.90 on two cores",
+    "MIX / RAW, useful tokens": ">= 0.95; 0.90 on two cores",
+    "MIX / Q, p99": "<= 3",
+    "FIFO / MIX, p99": ">= 20",
+    "SEED / MIX, p99": ">= 20",
+    "MIX+long / MIX, p99": "<= 1.5",
+    "PEER MIX / MIX, p99": ">= 20",
+    "MIX / PEER MIX, useful tokens": ">= 2",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What one arm gave in one round."""
+
+    latencies_s: Sequence[float] = ()
+    queue_ms: Sequence[float] = ()
+    """Of the queries, as the server tells it."""
+    rates: Rates | None = None
+    statuses: Mapping[str, int] = field(default_factory=dict[str, int])
+    document_statuses: Mapping[str, int] = field(default_factory=dict[str, int])
+    punctuality: Punctuality | None = None
+    histograms: Mapping[str, float] = field(default_factory=dict[str, float])
+    """99th percentiles of the server's own histograms over the block."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it measured the server rather than the sender."""
+        return self.punctuality is None or self.punctuality.is_good
+
+
+@dataclass(slots=True)
+class Run:
+    """What the rounds gave."""
+
+    raw_per_s: list[float] = field(default_factory=list)
+    raw_again_per_s: list[float] = field(default_factory=list)
+    blocks: dict[str, list[Block]] = field(default_factory=dict)
+    """By arm, one a round."""
+    num_invalid_rounds: int = 0
+
+    def add(self, raw_per_s: float, raw_again_per_s: float, blocks: Mapping[str, Block]) -> None:
+        """Take a round in, whole or not at all: ratios are of arms of the same round."""
+        late = {name: block.punctuality for name, block in blocks.items() if not block.is_valid}
+        if late:
+            self.num_invalid_rounds += 1
+            print(
+                f"  a round is left out: {', '.join(f'{name} {how}' for name, how in late.items())}",
+                file=sys.stderr,
+            )
+            return
+        self.raw_per_s.append(raw_per_s)
+        self.raw_again_per_s.append(raw_again_per_s)
+        for name, block in blocks.items():
+            self.blocks.setdefault(name, []).append(block)
+
+    def control(self) -> Ratio:
+        """RAW against itself."""
+        return paired_ratio(self.raw_again_per_s, self.raw_per_s)
+
+    def latencies_s(self, arm: str) -> list[Sequence[float]]:
+        """One list a round."""
+        return [block.latencies_s for block in self.blocks[arm]]
+
+    def all_latencies_s(self, arm: str) -> list[float]:
+        return [one for block in self.blocks[arm] for one in block.latencies_s]
+
+    def over_raw(self, arm: str) -> Ratio | None:
+        """Useful tokens of an arm over those of RAW; ``None`` if a block was too short to tell."""
+        rates = [block.rates for block in self.blocks[arm]]
+        useful = [one.useful_per_s for one in rates if one is not None]
+        if len(useful) < len(rates):
+            return None
+        return paired_ratio(useful, averaged(self.raw_per_s, self.raw_again_per_s))
+
+    def between(self, arm: str, other: str) -> Ratio | None:
+        """Useful tokens of one arm over those of another."""
+        pairs = [
+            (a.rates.useful_per_s, b.rates.useful_per_s)
+            for a, b in zip(self.blocks[arm], self.blocks[other], strict=True)
+            if a.rates is not None and b.rates is not None
+        ]
+        if len(pairs) < len(self.blocks[arm]):
+            return None
+        return paired_ratio([a for a, _ in pairs], [b for _, b in pairs])
+
+    def tails(self, arm: str, other: str) -> Ratio | None:
+        """The 99th percentile of one arm over that of another; ``None`` where one of them was not run."""
+        if arm not in self.blocks or other not in self.blocks:
+            return None
+        return tail_ratio(self.latencies_s(arm), self.latencies_s(other))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overload:
+    """What became of twice the queries that the server can answer."""
+
+    capacity_per_s: float
+    offered_per_s: float
+    statuses: Mapping[str, int]
+    answered_tail: Tail
+    """Of the queries that were accepted."""
+    lane_shares: Mapping[str, float]
+    """Of the device's time."""
+    num_retries: int
+    num_retries_answered: int
+    longest_retry_after_s: float
+
+    @property
+    def is_every_query_answered(self) -> bool:
+        """With vectors, or with 429."""
+        return set(self.statuses) <= {"200", "429"}
+
+
+def ratios_of(run: Run, arms: Sequence[Arm]) -> dict[str, Ratio | None]:
+    """The ratios that the arms of the run allow, by what they are."""
+    names = [arm.name for arm in arms]
+    loaded = [arm for arm in arms if arm.has_documents]
+    ratios = {f"{arm.name} / RAW, useful tokens": run.over_raw(arm.name) for arm in loaded}
+    mixed = [arm.name for arm in loaded if arm.has_queries]
+    if MIX.name not in names:
+        return ratios | {f"{name} / Q, p99": run.tails(name, QUERIES.name) for name in mixed}
+    ratios["MIX / Q, p99"] = run.tails(MIX.name, QUERIES.name)
+    ratios |= {f"{name} / MIX, p99": run.tails(name, MIX.name) for name in mixed if name != MIX.name}
+    if PEER_MIX.name in names:
+        ratios["MIX / PEER MIX, useful tokens"] = run.between(MIX.name, PEER_MIX.name)
+    return ratios
+
+
+def is_quotable(control: Ratio) -> bool:
+    """Whether RAW against itself allows to store and to quote the run."""
+    return is_quiet(control) and abs(control.median - 1) <= MAX_RAW_DEVIATION

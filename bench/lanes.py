@@ -1,0 +1,526 @@
+"""Queries among documents: latency and throughput of the lanes, against what else could be done, in one run.
+
+    python -m bench.lanes [--engine minilm] [--rounds 6] [--queries 1100] [--texts 512]
+                          [--rate 30] [--burstiness 1] [--device cuda] [--vary max-pass-tokens=256,512,1024]
+                          [--peer http://127.0.0.1:7997 --peer-model NAME]
+
+Engines: minilm (the embedded model), sleeping-7b and sleeping-7b-graphs (a card's times where there is none,
+bench/sleeping.py), gme-2b and gme-7b (published sizes, random weights; they want --device cuda, the default).
+
+The load comes from a process of its own (bench/openloop.py): queries at moments drawn beforehand, documents of
+spread lengths with so many requests under way that 512 inputs always wait. All vectors are compared with those
+of the bare workers. One server for each policy is started once, and idles when it is not its turn. Arms, in turn
+within each round, in every second round the other way round:
+  RAW        bare workers, no gateway: texts sorted by length, in passes of the size that was fastest
+  D          documents alone
+  Q          queries alone
+  MIX        both, in their lanes
+  MIX+long   the same, two in a hundred documents as long as the model reads (where that is longer than the others)
+  FIFO       both in one lane, in passes that only memory bounds
+  SEED       both in one lane, 16 inputs a pass and a wait of 50 ms for company
+  PEER D, PEER MIX   documents alone and both, sent to another server that speaks OpenAI's API (--peer)
+  RAW again  the control: no further than 3 % from RAW, or nothing is stored
+
+Afterwards, once: OVERLOAD, twice the long queries that a server without other work can answer, and documents.
+
+Throughput is told as a ratio to RAW, round by round: tokens of the passes that a gateway counted in the block, a
+count that must agree with its answers (of a peer, answered tokens until the last document). A 99th percentile is
+that of all rounds together, and is told of 1,000 queries or more; its interval comes from drawing rounds again.
+Whatever is no 200 counts as endless. A block whose queries went out later than a tenth of its 99th percentile is
+run again, and its round is left out if that does not help.
+
+``--vary`` compares settings instead of policies: one MIX arm for each value, beside RAW and Q. A peer is started by
+whoever compares with it, in an environment of its own, with the same weights; infinity, for instance:
+    infinity_emb v2 --engine torch --device cpu --dtype float32 --port 7997 --model-id FOLDER --served-model-name NAME
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from app.devices import place_workers
+from bench.arms import (
+    DOCUMENTS,
+    LANES,
+    MIX,
+    MIX_FIFO,
+    MIX_LONG,
+    MIX_SEED,
+    NEVER_STORED,
+    OVERLOAD_LANES,
+    PEER,
+    PEER_DOCUMENTS,
+    PEER_MIX,
+    QUERIES,
+    SETUPS,
+    Arm,
+    Policy,
+    Setup,
+)
+from bench.arrivals import Arrivals, arrivals, no_arrivals
+from bench.client import REQUEST_TEXTS, Server
+from bench.comparison import Block, Overload, Run, is_quotable, ratios_of
+from bench.corpora import has_long_documents, make_corpora
+from bench.gateway import raw_seconds
+from bench.loads import longest_first, token_passes
+from bench.openloop import Load, LoadGenerator, Log, Target, retry_after_s
+from bench.plot import latency_chart
+from bench.report import RESULTS, arguments, card, is_quiet, save, verdict
+from bench.scrape import Samples, device_seconds, histogram_p99, pass_tokens, samples_of, scrape
+from bench.tables import as_json, curve_of, print_arms, print_overload, print_ratios
+from bench.tails import (
+    answered_tokens,
+    answers_per_s,
+    count_statuses,
+    header_values,
+    lane_shares,
+    punctuality,
+    rates_of_drained,
+    rates_of_passes,
+    tail_of,
+)
+from bench.vectors import Corpus, WrongVectorError
+from model import Features, Preparer, find_checkpoint
+from model.worker import LoadOptions, ProcessWorker
+
+MODEL = "all-MiniLM-L6-v2"
+"""What the gateways call whatever they serve: they are all started with the embedded checkpoint's tokenizer."""
+
+RAW_PASS_TOKENS = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
+RAW_S = 4.0
+WARM_S = 1.5
+DOCUMENTS_S = 6.0
+"""Length of a block with documents alone."""
+OVERLOAD_S = 8.0
+OVERLOAD_FACTOR = 2.0
+OVERLOAD_CONCURRENCY = 16
+"""Queries under way while their capacity is measured."""
+OUTSTANDING_INPUTS = 512
+
+PASS_TIME_OVER_PREDICTION = "laneway_pass_prediction_ratio"
+LOOP_LAG = "laneway_event_loop_lag_seconds"
+"""Histograms that are told where the gateway exports them."""
+
+
+class Bench:
+    """Owns everything that is running: the bare workers, the servers and the load generator."""
+
+    def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
+        self._setup = setup
+        self._options = options
+        self._arms, self._policies = arms_of(setup, options)
+        self._generator = LoadGenerator()
+        self._servers: dict[str, Server] = {}
+        self._workers: list[ProcessWorker] = []
+        self.raw_pass_tokens = 0
+        self.num_raw_passes = 0
+
+    @property
+    def arms(self) -> Sequence[Arm]:
+        return self._arms
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the workers, compute what will be compared, then start the servers, one after the other."""
+        setup = self._setup
+        checkpoint = find_checkpoint("minilm")
+        placement = place_workers(
+            device=setup.device,
+            dtype="auto",
+            num_workers=setup.num_workers,
+        )
+        self._workers = [
+            ProcessWorker(
+                LoadOptions(
+                    folder=str(checkpoint.folder),
+                    source=checkpoint.name,
+                    device=device,
+                    dtype="auto",
+                    num_threads=placement.threads_per_worker,
+                ),
+                loader=setup.loader,
+            )
+            for device in placement.devices
+        ]
+        infos = [await worker.start(lambda _stage: None) for worker in self._workers]
+        self.corpora = await make_corpora(
+            setup, Preparer(infos[0]), self._workers, num_texts=self._options.texts
+        )
+        self._passes = await self._fastest_passes()
+        for policy in self._policies.values():
+            server = Server(*setup.base_arguments, *policy.arguments(), program=setup.program)
+            self._servers[policy.name] = server
+            await server.seconds_until("/health/ready")
+
+    async def stop(self) -> None:
+        """End everything."""
+        for server in self._servers.values():
+            server.stop()
+        for worker in self._workers:
+            await worker.stop()
+        self._generator.close()
+
+    async def _fastest_passes(self) -> list[list[Features]]:
+        """Cut what RAW runs: some seconds of documents, in passes of the size that gives most."""
+        documents = self.corpora.documents.features
+        ordered = [documents[index] for index in longest_first(documents)]
+        rates: dict[int, float] = {}
+        for max_tokens in RAW_PASS_TOKENS:
+            # Every eighth text: as spread as all of them.
+            passes = token_passes(ordered[::8], max_tokens)
+            rates[max_tokens] = num_tokens_of(passes) / await raw_seconds(self._workers, passes)
+        best = max(rates, key=lambda max_tokens: rates[max_tokens])
+        self.raw_pass_tokens = best
+        passes = token_passes(ordered, best)
+        wanted = rates[best] * self._options.raw_s
+        repeats = max(1, round(wanted / num_tokens_of(passes)))
+        if repeats == 1:
+            share = min(1.0, wanted / num_tokens_of(passes))
+            step = max(1, round(1 / share))
+            passes = token_passes(ordered[::step], best)
+        self.num_raw_passes = len(passes) * repeats
+        return passes * repeats
+
+    # Rounds
+
+    async def run_rounds(self) -> Run:
+        """All arms in each round, there and back (ABBA), after a round of warming up."""
+        run = Run()
+        for policy in self._policies.values():
+            await self._warm_up(policy)
+        num_rounds = self._options.rounds
+        for number in range(num_rounds):
+            is_backwards = number % 2 == 1
+            first_per_s = await self._raw_per_s()
+            blocks: dict[str, Block] = {}
+            for arm in reversed(self._arms) if is_backwards else self._arms:
+                blocks[arm.name] = await self._valid_block(arm, seed=self._options.seed + number)
+            last_per_s = await self._raw_per_s()
+            run.add(*((last_per_s, first_per_s) if is_backwards else (first_per_s, last_per_s)), blocks)
+            print(f"  round {number + 1} of {num_rounds} done", file=sys.stderr, flush=True)
+        return run
+
+    async def _raw_per_s(self) -> float:
+        return num_tokens_of(self._passes) / await raw_seconds(self._workers, self._passes)
+
+    async def _warm_up(self, policy: Policy) -> None:
+        arm = Arm(name="warm-up", policy=policy.name, has_queries=True, has_documents=True)
+        await self._block(arm, count=5, seed=0)
+
+    async def _valid_block(self, arm: Arm, *, seed: int) -> Block:
+        """One block; a second try if the first was not sent on time."""
+        count = math.ceil(self._options.queries / self._options.rounds)
+        block = await self._block(arm, count=count, seed=seed)
+        return block if block.is_valid else await self._block(arm, count=count, seed=seed)
+
+    async def _block(self, arm: Arm, *, count: int, seed: int) -> Block:
+        policy = self._policies.get(arm.policy) or Policy(name=PEER)
+        queries = self.corpora.queries
+        documents = self.corpora.documents
+        if arm.has_long_documents and self.corpora.long_documents is not None:
+            documents = self.corpora.long_documents
+        schedule = (
+            self._query_arrivals(count, seed=seed) if arm.has_queries else no_arrivals(self._options.warm_s)
+        )
+        load = Load(
+            target=self._target(policy),
+            queries=queries.bodies(self._fields(policy, "query")) if arm.has_queries else (),
+            arrivals=schedule,
+            documents=documents.bodies(self._fields(policy, "document")) if arm.has_documents else (),
+            num_document_requests=OUTSTANDING_INPUTS // REQUEST_TEXTS if arm.has_documents else 0,
+            # With queries it is they who say how long the block is, so that none of it is without them.
+            window_s=0.0 if arm.has_queries else self._options.documents_s,
+            timeout_s=self._options.timeout_s,
+            reads_metrics=policy.name != PEER and arm.has_documents,
+            drains_documents=policy.name == PEER,
+        )
+        before = await self._scrape(policy)
+        log = await self._generator.run(load)
+        after = await self._scrape(policy)
+        self._check(log, queries=queries, documents=documents)
+        if policy.name == PEER:
+            rates = rates_of_drained(
+                log, document_tokens=documents.num_tokens, query_tokens=queries.num_tokens
+            )
+        else:
+            check_count(log, pass_tokens(after) - pass_tokens(before), queries=queries, documents=documents)
+            rates = rates_of_passes(
+                log,
+                count_tokens=lambda content: pass_tokens(samples_of(content.decode())),
+                query_tokens=queries.num_tokens,
+            )
+        return Block(
+            latencies_s=[one.latency_s for one in log.queries],
+            queue_ms=header_values(log.queries, "x-queue-time-ms"),
+            rates=rates,
+            statuses=count_statuses(log.queries),
+            document_statuses=count_statuses(log.documents),
+            punctuality=punctuality(log.queries) if log.queries else None,
+            histograms={
+                name: value
+                for name in (PASS_TIME_OVER_PREDICTION, LOOP_LAG)
+                if (value := histogram_p99(before, after, name)) is not None
+            },
+        )
+
+    def _query_arrivals(self, count: int, *, seed: int) -> Arrivals:
+        return arrivals(
+            rate_per_s=self._options.rate or self._setup.query_rate_per_s,
+            count=count,
+            num_bodies=self.corpora.queries.num_requests,
+            warm_s=self._options.warm_s,
+            burstiness=self._options.burstiness,
+            seed=seed,
+        )
+
+    def _target(self, policy: Policy) -> Target:
+        if policy.name != PEER:
+            return Target(port=self._servers[policy.name].port)
+        address = urlsplit(str(self._options.peer))
+        return Target(
+            host=address.hostname or "127.0.0.1",
+            port=address.port or 80,
+            path=f"{address.path.rstrip('/')}/embeddings",
+        )
+
+    def _fields(self, policy: Policy, kind: str) -> dict[str, str]:
+        if policy.name == PEER:
+            return {"model": self._options.peer_model}
+        one_lane = {"priority": "document"} if policy.is_one_lane else {}
+        return {"model": MODEL, "input_type": kind, **one_lane}
+
+    async def _scrape(self, policy: Policy) -> Samples:
+        if policy.name == PEER:
+            return {}
+        return await asyncio.to_thread(scrape, self._servers[policy.name].port)
+
+    def _check(self, log: Log, *, queries: Corpus, documents: Corpus) -> None:
+        """Look at every vector that was answered. Ends the run at the first wrong one."""
+        answers = (
+            *((one, queries) for one in (*log.warm_queries, *log.queries, *log.retries)),
+            *((one, documents) for one in log.documents),
+        )
+        for sent, corpus in answers:
+            if sent.status == 200:
+                try:
+                    corpus.check(sent, min_cosine=self._setup.min_cosine)
+                except WrongVectorError as error:
+                    raise SystemExit(f"a wrong answer: {error}") from error
+
+    # Overload
+
+    async def run_overload(self) -> Overload:
+        """Measure how many long queries a second are answered, then offer twice as many, among documents."""
+        policy = self._policies[OVERLOAD_LANES]
+        corpus, documents = self.corpora.overload, self.corpora.documents
+        bodies = corpus.bodies(self._fields(policy, "query"))
+        capacity = Load(
+            target=self._target(policy),
+            queries=(),
+            arrivals=no_arrivals(self._options.warm_s),
+            documents=bodies,
+            num_document_requests=OVERLOAD_CONCURRENCY,
+            window_s=self._options.overload_s / 2,
+        )
+        capacity_log = await self._generator.run(capacity)
+        self._check(capacity_log, queries=corpus, documents=corpus)
+        capacity_per_s = answers_per_s(capacity_log)
+        if capacity_per_s is None:
+            raise SystemExit("no two queries were answered while their capacity was measured")
+        offered_per_s = OVERLOAD_FACTOR * capacity_per_s
+        load = Load(
+            target=self._target(policy),
+            queries=bodies,
+            arrivals=arrivals(
+                rate_per_s=offered_per_s,
+                count=math.ceil(offered_per_s * self._options.overload_s),
+                num_bodies=len(bodies),
+                warm_s=self._options.warm_s,
+                seed=self._options.seed,
+            ),
+            documents=documents.bodies(self._fields(policy, "document")),
+            num_document_requests=OUTSTANDING_INPUTS // REQUEST_TEXTS,
+            timeout_s=self._options.timeout_s,
+            retries_refused=True,
+        )
+        before = await self._scrape(policy)
+        log = await self._generator.run(load)
+        after = await self._scrape(policy)
+        self._check(log, queries=corpus, documents=documents)
+        waits_s = [wait for one in log.queries if (wait := retry_after_s(one)) is not None]
+        return Overload(
+            capacity_per_s=capacity_per_s,
+            offered_per_s=offered_per_s,
+            statuses=count_statuses(log.queries),
+            answered_tail=tail_of([one.latency_s for one in log.queries if one.status != 429]),
+            lane_shares=lane_shares(device_seconds(before), device_seconds(after)),
+            num_retries=len(log.retries),
+            num_retries_answered=sum(one.status == 200 for one in log.retries),
+            longest_retry_after_s=max(waits_s, default=0.0),
+        )
+
+
+def check_count(log: Log, num_counted: float, *, queries: Corpus, documents: Corpus) -> None:
+    """Hold what the gateway counted in a block against what it answered.
+
+    It computed what it answered, and beyond that at most what was under way when the documents were broken off.
+    Ends the run otherwise, for the rates are taken from its count.
+    """
+    queried = answered_tokens([*log.warm_queries, *log.queries], queries.num_tokens)
+    num_answered = queried + answered_tokens(log.documents, documents.num_tokens)
+    largest = max(documents.num_tokens(body) for body in range(documents.num_requests))
+    most = num_answered + largest * 2 * OUTSTANDING_INPUTS // REQUEST_TEXTS
+    if not num_answered <= num_counted <= most:
+        raise SystemExit(
+            f"the gateway counted {num_counted:,.0f} tokens in its passes and answered {num_answered:,}"
+        )
+
+
+def arms_of(setup: Setup, options: argparse.Namespace) -> tuple[list[Arm], dict[str, Policy]]:
+    """What is compared, and the servers that it takes."""
+    policies = setup.policies()
+    if options.vary:
+        name, values = options.vary
+        varied = [Policy(name=f"{name}={value}", settings={**setup.lanes, name: value}) for value in values]
+        arms = [
+            QUERIES,
+            *(
+                Arm(name=policy.name, policy=policy.name, has_queries=True, has_documents=True)
+                for policy in varied
+            ),
+        ]
+        return arms, {LANES: policies[LANES], **{policy.name: policy for policy in varied}}
+    arms = [DOCUMENTS, QUERIES, MIX]
+    if has_long_documents(setup):
+        arms.append(MIX_LONG)
+    arms += [MIX_FIFO, MIX_SEED]
+    if options.peer:
+        arms += [PEER_DOCUMENTS, PEER_MIX]
+    return arms, policies
+
+
+def num_tokens_of(passes: Sequence[Sequence[Features]]) -> int:
+    return sum(one.num_tokens for cut in passes for one in cut)
+
+
+def save_charts(run: Run, arms: Sequence[Arm], options: argparse.Namespace, name: str) -> None:
+    latencies_s = {
+        arm.name: run.all_latencies_s(arm.name)
+        for arm in arms
+        if arm.has_queries and not all(map(math.isinf, run.all_latencies_s(arm.name)))
+    }
+    title = f"A query's latency, {options.engine}, by what runs beside it"
+    (RESULTS / f"{name}.svg").write_text(latency_chart(title, latencies_s))
+    if options.vary and (curve := curve_of(run, *options.vary)):
+        (RESULTS / f"{name}-curve.svg").write_text(curve)
+
+
+async def measure(options: argparse.Namespace) -> None:
+    setup = SETUPS[options.engine]
+    if options.device:
+        setup = replace(setup, device=options.device)
+    bench = Bench(setup, options)
+    try:
+        await bench.start()
+        tokens = num_tokens_of([bench.corpora.documents.features])
+        print(
+            f"{setup.name}: {options.texts} documents of {tokens / options.texts:.0f} tokens on average, "
+            f"{OUTSTANDING_INPUTS} of them always waiting; {options.rate or setup.query_rate_per_s:g} queries/s; "
+            f"RAW in passes of {bench.raw_pass_tokens} tokens"
+        )
+        run = await bench.run_rounds()
+        overload = None if options.vary or options.no_overload else await bench.run_overload()
+    finally:
+        await bench.stop()
+    report(setup, options, bench, run, overload)
+
+
+def report(
+    setup: Setup, options: argparse.Namespace, bench: Bench, run: Run, overload: Overload | None
+) -> None:
+    if not run.raw_per_s:
+        raise SystemExit("no round was sent on time: this machine is too busy to measure anything")
+    control, ratios = run.control(), ratios_of(run, bench.arms)
+    print_arms(run, bench.arms)
+    said = (
+        "quiet" if is_quotable(control) else "TOO NOISY to quote" if is_quiet(control) else verdict(control)
+    )
+    print(f"  {'control (RAW over itself)':<40} {control}: {said}")
+    print_ratios(ratios)
+    if overload is not None:
+        print_overload(overload)
+    if run.num_invalid_rounds:
+        print(f"  {run.num_invalid_rounds} rounds left out: their queries were not sent on time")
+    if not is_quotable(control) or setup.name in NEVER_STORED:
+        why = said if not is_quotable(control) else "this engine only shows that the benchmark runs"
+        print(f"not stored: {why}")
+        return
+    name = f"lanes-{setup.name}-{setup.device.partition(':')[0]}"
+    if options.vary:
+        name += f"-{options.vary[0]}"
+    load = {
+        "documents": options.texts,
+        "outstanding_inputs": OUTSTANDING_INPUTS,
+        "queries_per_s": options.rate or setup.query_rate_per_s,
+        "burstiness": options.burstiness,
+        "seed": options.seed,
+        "raw_pass_tokens": bench.raw_pass_tokens,
+        "peer": options.peer_model if options.peer else None,
+    }
+    save(
+        name,
+        control,
+        {"card": card(), "model": setup.name, "load": load, **as_json(run, bench.arms, ratios, overload)},
+    )
+    save_charts(run, bench.arms, options, name)
+
+
+def varied(text: str) -> tuple[str, tuple[str, ...]]:
+    """``max-pass-tokens=256,512`` as a name and its values."""
+    name, equals, values = text.partition("=")
+    if not (name and equals and all(values.split(","))):
+        raise argparse.ArgumentTypeError("give a setting and its values: max-pass-tokens=256,512")
+    return name.removeprefix("--"), tuple(values.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = arguments(__doc__, rounds=6, texts=512)
+    parser.add_argument("--engine", choices=SETUPS, default="minilm")
+    parser.add_argument("--device", help="such as cuda:1; default: what suits the engine")
+    parser.add_argument("--queries", type=int, default=1_100, help="of each arm, over all rounds")
+    parser.add_argument("--rate", type=float, help="queries a second; default: the engine's")
+    parser.add_argument(
+        "--burstiness", type=float, default=1.0, help="of the gaps: 1 is Poisson, 2 to 3 bursts"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--timeout-s", type=float, default=60.0, help="a query not answered by then is missed"
+    )
+    parser.add_argument("--raw-s", type=float, default=RAW_S, help="length of a block of the bare workers")
+    parser.add_argument("--warm-s", type=float, default=WARM_S, help="of each block, not counted")
+    parser.add_argument(
+        "--documents-s", type=float, default=DOCUMENTS_S, help="length of a block without queries"
+    )
+    parser.add_argument("--overload-s", type=float, default=OVERLOAD_S)
+    parser.add_argument("--no-overload", action="store_true")
+    parser.add_argument("--vary", type=varied, metavar="SETTING=VALUES")
+    parser.add_argument("--peer", help="base URL of another server, as an OpenAI client takes it")
+    parser.add_argument("--peer-model", default=MODEL)
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
+    # Whatever is imported here uses one thread: the cores belong to those who are measured.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    asyncio.run(measure(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,447 @@
+"""The load, in a process of its own: queries at moments fixed beforehand, and documents without a pause.
+
+Law 1: a query's latency runs from the moment at which it was meant to be sent to the last byte of its answer.
+       What kept it from being sent on time, this process included, is part of it, and is recorded.
+Law 2: while the clock runs nothing is serialised and nothing is parsed: bodies come ready made, answers are kept as
+       bytes.
+Law 3: every query ends as an answer with its status, or as a miss: timed out, broken off, never sent.
+"""
+
+import asyncio
+import gc
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from multiprocessing import get_context
+
+from bench.arrivals import Arrivals
+
+NO_ANSWER = 0
+"""The status of a request that timed out, was broken off, or was never sent."""
+MAX_CONNECTIONS = 4_000
+"""Queries under way at once; one that finds no connection is never sent."""
+_SPARE_CONNECTIONS = 64
+"""Open before the clock runs."""
+_DOCUMENT_PAUSE_S = 0.1
+"""After a document request that failed; a loop without a pause would be another load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where requests go."""
+
+    port: int
+    host: str = "127.0.0.1"
+    path: str = "/v1/embeddings"
+
+    @property
+    def metrics_request(self) -> bytes:
+        """Asks for what the server counts."""
+        return f"GET /metrics HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n\r\n".encode()
+
+    def request(self, body: bytes) -> bytes:
+        """Head and body, as they go out in one write."""
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """One block of load on one server."""
+
+    target: Target
+    queries: Sequence[bytes]
+    """Bodies of query requests."""
+    arrivals: Arrivals
+    documents: Sequence[bytes] = ()
+    """Bodies of document requests, sent in this order, over and over."""
+    num_document_requests: int = 0
+    """Document requests that are always under way."""
+    window_s: float = 0.0
+    """The block goes on for so long after the warm-up, at the least."""
+    timeout_s: float = 60.0
+    """A query without its answer by then is a miss."""
+    reads_metrics: bool = False
+    """Ask for the server's counters when the warm-up is over, and when the last query was to be sent."""
+    drains_documents: bool = False
+    """At the end document requests are not broken off, but no new ones follow."""
+    retries_refused: bool = False
+    """Once the last query was sent, those refused with 429 come again at the moment that they were told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What became of one request. Times are seconds from the start of the block."""
+
+    body: int
+    """Which of the prepared bodies it was."""
+    intended_s: float
+    sent_s: float
+    done_s: float
+    status: int
+    head: bytes = b""
+    content: bytes = b""
+
+    @property
+    def latency_s(self) -> float:
+        """From the intended moment to the last byte; endless for whatever is no 200."""
+        return self.done_s - self.intended_s if self.status == 200 else float("inf")
+
+    @property
+    def lateness_s(self) -> float:
+        """How much later than intended it was sent."""
+        return self.sent_s - self.intended_s
+
+    def header(self, name: str) -> str | None:
+        """A header's value, or ``None``."""
+        for line in self.head.split(b"\r\n")[1:]:
+            key, _, value = line.partition(b":")
+            if key.strip().lower() == name.lower().encode():
+                return value.strip().decode("latin-1")
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrape:
+    """The server's counters at a moment of the block."""
+
+    at_s: float
+    content: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Log:
+    """Everything that was sent in one block."""
+
+    queries: list[Sent] = field(default_factory=list)
+    """Those that count, and no warm ones."""
+    documents: list[Sent] = field(default_factory=list)
+    """Those that were answered; what was still under way at the end was broken off by us, and is not here."""
+    retries: list[Sent] = field(default_factory=list)
+    warm_queries: list[Sent] = field(default_factory=list)
+    scrapes: list[Scrape] = field(default_factory=list)
+    """At the end of the warm-up and at the end of the block; none where none were wanted."""
+    warm_s: float = 0.0
+    end_s: float = 0.0
+    """When the last query was to be sent, and the window was over. Answers came later, too."""
+
+
+class LoadGenerator:
+    """Owns the process. ``run`` gives it one block after the other."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    async def run(self, load: Load) -> Log:
+        """Run one block; returns when its queries have ended and its documents are broken off."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, drive, load)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()
+
+
+def drive(load: Load) -> Log:
+    """Run one block in this process."""
+    # Not uvloop: its timers count whole milliseconds, and what is slow here is bytes, not the loop.
+    gc.collect()
+    gc.disable()
+    try:
+        return asyncio.run(_Block(load).run())
+    finally:
+        gc.enable()
+
+
+class _Connection(asyncio.Protocol):
+    """Keep-alive HTTP/1.1, one request at a time; answers need a content-length."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._head_bytes = 0
+        self._answer_bytes = 0
+        self._on_end: Callable[[int, bytes, bytes], None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, request: bytes, on_end: Callable[[int, bytes, bytes], None]) -> None:
+        """Send; the callback gets status, head and content, or ``NO_ANSWER``."""
+        assert self._on_end is None, "one request at a time"
+        assert self._transport is not None, "connected"
+        self._on_end = on_end
+        self._transport.write(request)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._answer_bytes:
+            self._read_head()
+        if self._answer_bytes and len(self._received) >= self._answer_bytes:
+            self._end_answer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._end(NO_ANSWER, b"", b"")
+
+    def _read_head(self) -> None:
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        self._head_bytes = end + 4
+        head = bytes(self._received[:end]).lower()
+        _, found, rest = head.partition(b"\r\ncontent-length:")
+        if not found:
+            self.close()
+            return
+        self._answer_bytes = self._head_bytes + int(rest.partition(b"\r\n")[0])
+
+    def _end_answer(self) -> None:
+        head = bytes(self._received[: self._head_bytes - 4])
+        content = bytes(self._received[self._head_bytes : self._answer_bytes])
+        self._received.clear()
+        self._answer_bytes = 0
+        if b"\r\nconnection: close" in head.lower():
+            self.close()
+        self._end(int(head.split(b" ", 2)[1]), head, content)
+
+    def _end(self, status: int, head: bytes, content: bytes) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(status, head, content)
+
+
+class _Block:
+    """One block under way. Everything happens on the loop; a thread only says when."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._queries = [load.target.request(body) for body in load.queries]
+        self._documents = [load.target.request(body) for body in load.documents]
+        self._next_document: Iterator[int] = cycle(range(len(self._documents)))
+        self._idle: deque[_Connection] = deque()
+        self._num_connections = 0
+        self._open: set[_Connection] = set()
+        warm_s = load.arrivals.warm_s
+        self._log = Log(warm_s=warm_s, end_s=max(load.arrivals.end_s, warm_s + load.window_s))
+        self._num_ended = 0
+        self._num_expected = len(load.arrivals.offsets_s)
+        self._all_ended = asyncio.Event()
+        self._num_documents_out = 0
+        self._drained = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._is_over = False
+        self._started_s = 0.0
+
+    async def run(self) -> Log:
+        self._loop = asyncio.get_running_loop()
+        for _ in range(min(_SPARE_CONNECTIONS, self._num_expected)):
+            self._idle.append(await self._connect())
+        document_connections = [await self._connect() for _ in range(self._load.num_document_requests)]
+        self._started_s = time.perf_counter()
+        for connection in document_connections:
+            self._send_document(connection)
+        pace = threading.Thread(target=self._pace, daemon=True)
+        pace.start()
+        for moment_s in (self._log.warm_s, self._log.end_s):
+            await asyncio.sleep(max(0.0, moment_s - self._now_s()))
+            if self._load.reads_metrics:
+                await self._read_metrics()
+        if self._num_expected:
+            await self._all_ended.wait()
+        if self._load.retries_refused:
+            await self._retry_refused()
+        self._is_over = True
+        pace.join()
+        if self._load.drains_documents and self._num_documents_out:
+            await self._drained.wait()
+        for task in self._background:
+            task.cancel()
+        for connection in list(self._open):
+            connection.close()
+        await asyncio.sleep(0)
+        return self._log
+
+    def _now_s(self) -> float:
+        return time.perf_counter() - self._started_s
+
+    async def _read_metrics(self) -> None:
+        connection = await self._connect()
+        answered: asyncio.Future[bytes] = self._loop.create_future()
+        connection.send(
+            self._load.target.metrics_request, lambda _status, _head, content: answered.set_result(content)
+        )
+        content = await answered
+        self._log.scrapes.append(Scrape(at_s=self._now_s(), content=content))
+        connection.close()
+
+    async def _connect(self) -> _Connection:
+        self._num_connections += 1
+        target = self._load.target
+        _, connection = await self._loop.create_connection(_Connection, target.host, target.port)
+        self._open.add(connection)
+        return connection
+
+    # Queries
+
+    def _pace(self) -> None:
+        """Say when each query is due. A thread, because the loop's own timers are a millisecond late."""
+        for number, offset_s in enumerate(self._load.arrivals.offsets_s):
+            delay_s = offset_s - self._now_s()
+            if delay_s > 0:
+                time.sleep(delay_s)
+            if self._is_over:
+                return
+            self._loop.call_soon_threadsafe(self._send_scheduled, number)
+
+    def _send_scheduled(self, number: int) -> None:
+        arrivals = self._load.arrivals
+        log = self._log.warm_queries if number < arrivals.num_warm else self._log.queries
+
+        def end(sent: Sent) -> None:
+            log.append(sent)
+            self._num_ended += 1
+            if self._num_ended == self._num_expected:
+                self._all_ended.set()
+
+        self._send_query(arrivals.bodies[number], arrivals.offsets_s[number], end)
+
+    def _send_query(self, body: int, intended_s: float, on_end: Callable[[Sent], None]) -> None:
+        """Send on an idle connection, or on a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                self._send_on(connection, body, intended_s, on_end)
+                return
+        if self._num_connections >= MAX_CONNECTIONS:
+            now_s = self._now_s()
+            on_end(Sent(body=body, intended_s=intended_s, sent_s=now_s, done_s=now_s, status=NO_ANSWER))
+            return
+        self._in_background(self._send_on_new(body, intended_s, on_end))
+
+    async def _send_on_new(self, body: int, intended_s: float, on_end: Callable[[Sent], None]) -> None:
+        try:
+            connection = await self._connect()
+        except OSError:
+            now_s = self._now_s()
+            on_end(Sent(body=body, intended_s=intended_s, sent_s=now_s, done_s=now_s, status=NO_ANSWER))
+            return
+        self._send_on(connection, body, intended_s, on_end)
+
+    def _send_on(
+        self, connection: _Connection, body: int, intended_s: float, on_end: Callable[[Sent], None]
+    ) -> None:
+        sent = Sent(body=body, intended_s=intended_s, sent_s=self._now_s(), done_s=0.0, status=NO_ANSWER)
+        timeout_s = max(0.0, intended_s + self._load.timeout_s - sent.sent_s)
+        timer = self._loop.call_later(timeout_s, connection.close)
+
+        def end(status: int, head: bytes, content: bytes) -> None:
+            done_s = self._now_s()
+            timer.cancel()
+            if status == NO_ANSWER:
+                self._num_connections -= 1
+                self._open.discard(connection)
+            else:
+                self._idle.append(connection)
+            on_end(replace(sent, done_s=done_s, status=status, head=head, content=content))
+
+        connection.send(self._queries[body], end)
+
+    async def _retry_refused(self) -> None:
+        """Send again what was refused, when it was told to come, if the offered load is over by then."""
+        refused = [
+            (one, one.done_s + wait_s)
+            for one in self._log.queries
+            if one.status == 429 and (wait_s := retry_after_s(one)) is not None
+        ]
+        due = [(one, at_s) for one, at_s in refused if at_s >= self._load.arrivals.end_s]
+        ended = asyncio.Event()
+
+        def end(sent: Sent) -> None:
+            self._log.retries.append(sent)
+            if len(self._log.retries) == len(due):
+                ended.set()
+
+        for one, at_s in due:
+            self._loop.call_later(max(0.0, at_s - self._now_s()), self._send_query, one.body, at_s, end)
+        if due:
+            await ended.wait()
+
+    # Documents
+
+    def _send_document(self, connection: _Connection) -> None:
+        body = next(self._next_document)
+        sent_s = self._now_s()
+
+        def end(status: int, head: bytes, content: bytes) -> None:
+            self._num_documents_out -= 1
+            if self._is_over and not self._load.drains_documents:
+                return
+            done_s = self._now_s()
+            self._log.documents.append(
+                Sent(
+                    body=body,
+                    intended_s=sent_s,
+                    sent_s=sent_s,
+                    done_s=done_s,
+                    status=status,
+                    head=head,
+                    content=content,
+                )
+            )
+            if self._is_over:
+                if not self._num_documents_out:
+                    self._drained.set()
+            elif status == 200:
+                self._send_document(connection)
+            else:
+                self._loop.call_later(_DOCUMENT_PAUSE_S, self._send_document_again, connection)
+
+        self._num_documents_out += 1
+        connection.send(self._documents[body], end)
+
+    def _send_document_again(self, connection: _Connection) -> None:
+        if self._is_over:
+            return
+        if connection.is_open:
+            self._send_document(connection)
+        else:
+            self._in_background(self._replace_document_connection())
+
+    async def _replace_document_connection(self) -> None:
+        try:
+            connection = await self._connect()
+        except OSError:
+            self._loop.call_later(
+                _DOCUMENT_PAUSE_S, lambda: self._in_background(self._replace_document_connection())
+            )
+            return
+        self._send_document(connection)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def retry_after_s(sent: Sent) -> float | None:
+    """When a refused request was told to come again, as OpenAI's SDKs read it: milliseconds first."""
+    milliseconds, seconds = sent.header("retry-after-ms"), sent.header("retry-after")
+    if milliseconds is not None:
+        return float(milliseconds) / 1000
+    return None if seconds is None else float(seconds)

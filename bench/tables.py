@@ -1,0 +1,136 @@
+"""A run in words and numbers: the table, the stored result, the curve over a setting."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from bench.arms import Arm
+from bench.comparison import TARGETS, Overload, Run
+from bench.plot import Axis, Line, chart, decades
+from bench.report import Ratio
+from bench.scrape import is_number
+from bench.tails import percentile, tail_of
+
+
+def print_arms(run: Run, arms: Sequence[Arm]) -> None:
+    """One line an arm."""
+    print(
+        f"  {'arm':<24} {'queries':>8} {'missed':>7} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'most ms':>9}"
+        f" {'queue p99':>10} {'doc tok/s':>10} {'query tok/s':>11}"
+    )
+    for arm in arms:
+        blocks = run.blocks[arm.name]
+        tail = tail_of(run.all_latencies_s(arm.name)) if arm.has_queries else None
+        queue_ms = [one for block in blocks for one in block.queue_ms]
+        cells = (
+            f"{tail.num_queries:>8,} {tail.num_missed:>7,} {tail.p50_ms:>9.1f} {tail.p90_ms:>9.1f}"
+            f" {'< 1,000' if tail.p99_ms is None else f'{tail.p99_ms:.1f}':>9} {tail.max_ms:>9.1f}"
+            f" {f'{percentile(queue_ms, 0.99):.1f}' if queue_ms else '-':>10}"
+            if tail
+            else f"{'-':>8} {'-':>7} {'-':>9} {'-':>9} {'-':>9} {'-':>9} {'-':>10}"
+        )
+        rates = [block.rates for block in blocks if block.rates is not None]
+        documents, queries = (
+            (
+                f"{sum(one.documents_per_s for one in rates) / len(rates):,.0f}",
+                f"{sum(one.queries_per_s for one in rates) / len(rates):,.0f}",
+            )
+            if rates
+            else ("-", "-")
+        )
+        print(f"  {arm.name:<24} {cells} {documents:>10} {queries:>11}")
+
+
+def print_ratios(ratios: Mapping[str, Ratio | None]) -> None:
+    for name, ratio in ratios.items():
+        target = f"   (target {TARGETS[name]})" if name in TARGETS else ""
+        shown = "not known: too few queries, or too many missed" if ratio is None else str(ratio)
+        print(f"  {name:<40} {shown}{target}")
+
+
+def print_overload(overload: Overload) -> None:
+    shares = ", ".join(f"{lane} {share:.0%}" for lane, share in overload.lane_shares.items())
+    answered = overload.answered_tail
+    print(
+        f"  overload: {overload.offered_per_s:.0f} queries/s offered, {overload.capacity_per_s:.0f} are the most; "
+        f"answers {dict(overload.statuses)}"
+    )
+    print(f"    the device's time went to: {shares or 'not told'}")
+    print(f"    accepted queries: p50 {answered.p50_ms:.0f} ms, most {answered.max_ms:.0f} ms")
+    print(
+        f"    refused ones that came again when told (at most {overload.longest_retry_after_s * 1e3:.0f} ms later): "
+        f"{overload.num_retries_answered} of {overload.num_retries} were answered"
+    )
+
+
+def as_json(
+    run: Run, arms: Sequence[Arm], ratios: Mapping[str, Ratio | None], overload: Overload | None
+) -> dict[str, object]:
+    """Everything that is told, plain."""
+    told: dict[str, object] = {
+        "arms": {arm.name: _arm_as_json(run, arm) for arm in arms},
+        "raw_tokens_per_s": [round(one) for one in run.raw_per_s],
+        "rounds_left_out": run.num_invalid_rounds,
+        "ratios": dict(ratios),
+    }
+    if overload is not None:
+        told["overload"] = {
+            "capacity_per_s": round(overload.capacity_per_s, 1),
+            "offered_per_s": round(overload.offered_per_s, 1),
+            "statuses": dict(overload.statuses),
+            "accepted_ms": overload.answered_tail.as_json(),
+            "device_time_shares": {lane: round(s, 3) for lane, s in overload.lane_shares.items()},
+            "retries": overload.num_retries,
+            "retries_answered": overload.num_retries_answered,
+            "longest_retry_after_s": round(overload.longest_retry_after_s, 3),
+        }
+    return told
+
+
+def _arm_as_json(run: Run, arm: Arm) -> dict[str, object]:
+    blocks = run.blocks[arm.name]
+    told: dict[str, object] = {"policy": arm.policy}
+    if arm.has_queries:
+        told["latency_ms"] = tail_of(run.all_latencies_s(arm.name)).as_json()
+        told["lateness_p99_ms"] = [
+            round(block.punctuality.lateness_p99_s * 1e3, 2) for block in blocks if block.punctuality
+        ]
+        queue_ms = [one for block in blocks for one in block.queue_ms]
+        if queue_ms:
+            told["queue_ms"] = tail_of([one / 1e3 for one in queue_ms]).as_json()
+    if arm.has_documents:
+        told["tokens_per_s"] = [
+            None if block.rates is None else round(block.rates.useful_per_s) for block in blocks
+        ]
+    names = {name for block in blocks for name in block.histograms}
+    told |= {
+        f"{name}_p99": max(block.histograms.get(name, 0.0) for block in blocks) for name in sorted(names)
+    }
+    return told
+
+
+def curve_of(run: Run, name: str, values: Sequence[str]) -> str | None:
+    """The p99 over a setting that is a number; ``None`` for others, or of too few queries."""
+    if not all(is_number(value) and float(value) > 0 for value in values) or len(values) < 2:
+        return None
+    tails = [tail_of(run.all_latencies_s(f"{name}={value}")) for value in values]
+    points = [
+        (float(value), tail.p99_ms)
+        for value, tail in zip(values, tails, strict=True)
+        if tail.p99_ms is not None and math.isfinite(tail.p99_ms)
+    ]
+    if len(points) < len(values):
+        return None
+    ratios = [run.over_raw(f"{name}={value}") for value in values]
+    ticks = [
+        (float(value), value if ratio is None else f"{value} ({ratio.median:.2f} of RAW)")
+        for value, ratio in sorted(zip(values, ratios, strict=True), key=lambda pair: float(pair[0]))
+    ]
+    return chart(
+        f"A query's p99 over {name}, and useful tokens",
+        Axis(label=name, ticks=ticks),
+        decades("milliseconds", [y for _, y in points]),
+        [
+            Line(name="p99", points=sorted(points)),
+            Line(name="p50", points=sorted((float(v), t.p50_ms) for v, t in zip(values, tails, strict=True))),
+        ],
+    )

@@ -1,0 +1,82 @@
+"""Room is taken before it is filled, and given in the order it was asked for."""
+
+import asyncio
+
+import pytest
+
+from app.room import Room
+
+
+async def taken(room: Room, num_bytes: int, *, is_query: bool = False) -> asyncio.Task[None]:
+    """A take that has asked, whether or not it got its room yet."""
+    task = asyncio.create_task(room.take(num_bytes, is_query=is_query))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_what_finds_no_room_waits_until_there_is():
+    room = Room(100)
+    await room.take(60)
+    waiting = await taken(room, 60)
+    assert repr(room) == "<Room 60 of 100 bytes, 1 waiting>"
+    room.give(60)
+    await waiting
+    assert repr(room) == "<Room 60 of 100 bytes, 0 waiting>"
+
+
+async def test_a_large_share_is_not_passed_by_small_ones():
+    """It would starve where small ones come all the time."""
+    room = Room(100)
+    await room.take(60)
+    large = await taken(room, 90)
+    small = await taken(room, 10)
+    assert not small.done()
+    room.give(60)
+    await asyncio.gather(large, small)
+    assert room.held_bytes == 100
+
+
+async def test_a_query_waits_behind_queries_only_and_has_a_quarter_more():
+    room = Room(100)
+    await room.take(100)
+    other = await taken(room, 10)
+    await room.take(25, is_query=True)
+    assert not other.done()
+    query = await taken(room, 25, is_query=True)
+    room.give(25)
+    await query
+    assert not other.done()
+    room.give(125)
+    await other
+
+
+async def test_more_than_all_of_it_is_given_an_empty_room():
+    """Else it would wait for ever, and everybody behind it."""
+    room = Room(100)
+    await room.take(1)
+    whale = await taken(room, 1000)
+    assert not whale.done()
+    room.give(1)
+    await whale
+    room.give(1000)
+    assert room.held_bytes == 0
+
+
+@pytest.mark.parametrize("is_admitted", [False, True], ids=["while it waits", "as its room comes"])
+async def test_a_wait_that_is_cancelled_takes_nothing(is_admitted: bool):
+    room = Room(100)
+    await room.take(100)
+    gone = await taken(room, 50)
+    behind = await taken(room, 60)
+    if is_admitted:
+        room.give(100)
+        gone.cancel()
+    else:
+        gone.cancel()
+        await asyncio.sleep(0)
+        room.give(100)
+    await behind
+    await asyncio.wait([gone])
+    assert gone.cancelled()
+    assert room.held_bytes == 60

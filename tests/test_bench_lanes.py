@@ -1,0 +1,821 @@
+"""What the benchmark of the lanes sends, counts and decides. Nothing here asserts a speed."""
+
+import asyncio
+import base64
+import json
+import sys
+import threading
+import xml.etree.ElementTree as ET
+from argparse import Namespace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
+from itertools import pairwise
+from math import inf
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+
+from app.settings import BatchingSettings
+from bench import lanes
+from bench.arms import FIFO, LANES, MIX, NEVER_STORED, QUERIES, SEED, SETUPS, Arm, Setup
+from bench.arrivals import Arrivals, arrivals, no_arrivals
+from bench.client import REQUEST_TEXTS
+from bench.comparison import Block, Overload, Run, is_quotable, ratios_of
+from bench.corpora import LONG_SHARE, with_long_texts
+from bench.lanes import Bench, arms_of, check_count, parser, varied
+from bench.openloop import Load, Log, Scrape, Sent, Target, drive, retry_after_s
+from bench.plot import Axis, Line, chart, decades, latency_chart
+from bench.report import Ratio
+from bench.scrape import device_seconds, histogram_p99, samples_of
+from bench.sleeping import EAGER_7B, GRAPHS_7B, SleepingEncoder, Timing, row_of, sleeping_info
+from bench.tails import (
+    Punctuality,
+    Rates,
+    answers_per_s,
+    count_statuses,
+    header_values,
+    lane_shares,
+    percentile,
+    punctuality,
+    rates_of_drained,
+    rates_of_passes,
+    tail_of,
+    tail_ratio,
+)
+from bench.vectors import Corpus, WrongVectorError, rows_of
+from model import Features, find_checkpoint
+from model.interruption import Safepoints, safepoints
+from model.worker import LoadOptions
+
+
+def sent(
+    *,
+    body: int = 0,
+    intended_s: float = 0.0,
+    sent_s: float | None = None,
+    done_s: float = 1.0,
+    status: int = 200,
+    head: bytes = b"",
+    content: bytes = b"",
+) -> Sent:
+    return Sent(
+        body=body,
+        intended_s=intended_s,
+        sent_s=intended_s if sent_s is None else sent_s,
+        done_s=done_s,
+        status=status,
+        head=head,
+        content=content,
+    )
+
+
+# When requests are sent
+
+
+def draw(*, count: int = 500, burstiness: float = 1.0, seed: int = 7, warm_s: float = 2.0) -> Arrivals:
+    return arrivals(rate_per_s=50, count=count, num_bodies=9, warm_s=warm_s, burstiness=burstiness, seed=seed)
+
+
+def gaps_of(schedule: Arrivals) -> list[float]:
+    counted = schedule.offsets_s[schedule.num_warm :]
+    return [after - before for before, after in pairwise(counted)]
+
+
+def test_equal_seeds_give_equal_schedules():
+    """All arms of a round get the same queries at the same moments."""
+    assert draw() == draw()
+    assert draw() != draw(seed=8)
+
+
+def test_a_schedule_has_as_many_queries_as_a_percentile_needs():
+    schedule = draw(count=500)
+    counted = schedule.offsets_s[schedule.num_warm :]
+    assert len(counted) == 500
+    assert all(offset_s > schedule.warm_s for offset_s in counted)
+    assert all(offset_s < schedule.warm_s for offset_s in schedule.offsets_s[: schedule.num_warm])
+    assert list(schedule.offsets_s) == sorted(schedule.offsets_s)
+    assert schedule.end_s == counted[-1]
+    assert set(schedule.bodies) == set(range(9))
+
+
+@pytest.mark.parametrize("burstiness", [1.0, 2.5])
+def test_gaps_have_the_mean_and_the_spread_that_were_asked_for(burstiness: float):
+    gaps_s = gaps_of(draw(count=20_000, burstiness=burstiness))
+    assert mean(gaps_s) == pytest.approx(1 / 50, rel=0.1)
+    assert stdev(gaps_s) / mean(gaps_s) == pytest.approx(burstiness, rel=0.1)
+
+
+def test_a_block_without_queries_ends_with_its_warm_up():
+    assert no_arrivals(1.5).end_s == 1.5
+
+
+# What is made of the answers
+
+
+def test_a_latency_runs_from_the_intended_moment():
+    """A sender that is late, or that waits for the answer before, must not hide what its user waits for."""
+    one = sent(intended_s=1.0, sent_s=1.4, done_s=1.5)
+    assert one.latency_s == 0.5
+    assert one.lateness_s == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 503, 504])
+def test_whatever_is_no_200_takes_for_ever(status: int):
+    assert sent(status=status).latency_s == inf
+
+
+def test_a_percentile_is_a_sample_and_a_missed_query_is_never_interpolated():
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert percentile([1.0, 2.0, 3.0, inf], 0.75) == 3.0
+    assert percentile([1.0, 2.0, 3.0, inf], 0.76) == inf
+
+
+def test_a_p99_is_told_of_a_thousand_queries_only():
+    assert tail_of([0.001] * 999).p99_ms is None
+    assert tail_of([0.001] * 1_000).p99_ms == 1.0
+    assert tail_of([0.001] * 1_000).p999_ms is None
+    assert tail_of([0.001] * 10_000).p999_ms == 1.0
+
+
+def test_eleven_misses_in_a_thousand_are_the_p99():
+    told = tail_of([0.001] * 989 + [inf] * 11)
+    assert (told.num_missed, told.p50_ms, told.p99_ms) == (11, 1.0, inf)
+    assert told.as_json() == {
+        "queries": 1_000, "missed": 11, "p50": 1.0, "p90": 1.0, "p99": "missed", "p99.9": None, "max": "missed"
+    }  # fmt: skip
+
+
+def rounds_of(*scales: float) -> list[list[float]]:
+    """Rounds of 250 latencies each, spread evenly up to the scale."""
+    return [[scale * number / 250 for number in range(1, 251)] for scale in scales]
+
+
+def test_the_ratio_of_two_tails_is_that_of_all_rounds_together():
+    ratio = tail_ratio(rounds_of(3, 3, 3, 3), rounds_of(1, 1, 1, 1))
+    assert ratio is not None
+    assert (ratio.median, ratio.low, ratio.high) == pytest.approx((3.0, 3.0, 3.0))
+    assert ratio.num_rounds == 4
+
+
+def test_rounds_that_differ_widen_the_interval_of_a_tail():
+    ratio = tail_ratio(rounds_of(3, 3, 3, 12), rounds_of(1, 1, 1, 1))
+    assert ratio is not None
+    assert ratio.low < 4 < 10 < ratio.high
+
+
+def test_a_slow_round_of_both_arms_is_drawn_for_both():
+    """Pairs are drawn, or a machine that was busy for a while would look like a difference."""
+    ratio = tail_ratio(rounds_of(2, 2, 20, 2), rounds_of(1, 1, 10, 1))
+    assert ratio is not None
+    assert (ratio.low, ratio.high) == pytest.approx((2.0, 2.0))
+
+
+def test_too_few_or_too_often_missed_queries_make_no_ratio():
+    assert tail_ratio(rounds_of(1, 1, 1), rounds_of(1, 1, 1)) is None
+    missed = [[inf] * 250, *rounds_of(1, 1, 1)]
+    assert tail_ratio(missed, rounds_of(1, 1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(("lateness_s", "is_good"), [(0.010, True), (0.011, False)])
+def test_a_block_that_was_sent_late_measured_its_sender(lateness_s: float, is_good: bool):
+    assert Punctuality(lateness_p99_s=lateness_s, latency_p99_s=0.1).is_good is is_good
+
+
+def test_punctuality_is_that_of_the_latest_queries():
+    queries = [sent(intended_s=0.0, sent_s=0.001 * number, done_s=1.0) for number in range(100)]
+    told = punctuality(queries)
+    assert told.lateness_p99_s == pytest.approx(0.098)
+    assert told.latency_p99_s == 1.0
+    assert str(told) == "went out 98.0 ms late and came back after 1000.0 ms (p99)"
+
+
+def tokens_of_body(body: int) -> int:
+    return 100 + body
+
+
+def test_rates_are_those_of_the_passes_between_two_scrapes():
+    """Without what was computed while warming up, and with queries told apart by their answers."""
+    log = Log(
+        documents=[sent(done_s=2.0)],
+        warm_queries=[sent(done_s=0.5), sent(done_s=1.5)],
+        queries=[sent(done_s=2.0), sent(done_s=3.0), sent(done_s=3.5), sent(done_s=2.5, status=429)],
+        scrapes=[Scrape(at_s=1.0, content=b"1000"), Scrape(at_s=3.0, content=b"1400")],
+    )
+    rates = rates_of_passes(log, count_tokens=float, query_tokens=lambda _: 10)
+    assert rates == Rates(documents_per_s=185.0, queries_per_s=15.0)
+    assert rates.useful_per_s == 200.0
+    assert rates_of_passes(Log(), count_tokens=float, query_tokens=tokens_of_body) is None
+
+
+def test_a_server_that_counts_nothing_is_measured_until_its_last_answer():
+    log = Log(
+        documents=[sent(body=1, done_s=2.0), sent(body=2, done_s=4.0), sent(body=3, done_s=5.0, status=500)],
+        queries=[sent(body=0, done_s=1.0)],
+    )
+    rates = rates_of_drained(log, document_tokens=tokens_of_body, query_tokens=lambda _: 10)
+    assert rates == Rates(documents_per_s=(101 + 102) / 4, queries_per_s=2.5)
+    assert rates_of_drained(Log(), document_tokens=tokens_of_body, query_tokens=tokens_of_body) is None
+
+
+def test_a_capacity_is_counted_from_answer_to_answer():
+    """The first answer only starts the clock: when its work began is not known."""
+    documents = [sent(done_s=s) for s in (0.5, 2.0, 3.0, 3.5, 4.0, 9.0)]
+    log = Log(documents=[*documents, sent(done_s=3.2, status=429)], warm_s=1.0, end_s=5.0)
+    assert answers_per_s(log) == 1.5
+    assert answers_per_s(Log(documents=[sent(done_s=2.0)] * 2, warm_s=1.0, end_s=5.0)) is None
+
+
+@pytest.mark.parametrize(("num_counted", "is_right"), [(7, False), (8, True), (600, False)])
+def test_what_the_gateway_counts_is_held_against_its_answers(num_counted: int, is_right: bool):
+    """A count that is too large would be a throughput that nobody got."""
+    one = corpus()
+    log = Log(queries=[sent(body=1), sent(body=1, status=503)], documents=[sent(body=1)])
+    with nullcontext() if is_right else pytest.raises(SystemExit, match=f"counted {num_counted} tokens"):
+        check_count(log, num_counted, queries=one, documents=one)
+
+
+def test_statuses_are_counted_by_name():
+    assert count_statuses([sent(), sent(status=429), sent(status=0), sent()]) == {
+        "200": 2, "429": 1, "no answer": 1
+    }  # fmt: skip
+
+
+HEAD = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 2\r\nX-Queue-Time-Ms: 12.5"
+
+
+def test_headers_are_found_whatever_their_case():
+    assert sent(head=HEAD).header("x-queue-time-ms") == "12.5"
+    assert sent(head=HEAD).header("x-other") is None
+    assert header_values([sent(head=HEAD), sent(), sent(head=HEAD, status=429)], "x-queue-time-ms") == [12.5]
+
+
+def test_milliseconds_win_over_seconds_in_what_a_refused_request_was_told():
+    assert retry_after_s(sent(head=HEAD)) == 2.0
+    assert retry_after_s(sent(head=HEAD + b"\r\nretry-after-ms: 40")) == 0.04
+    assert retry_after_s(sent()) is None
+
+
+# Rounds
+
+
+def block(latency_s: float, useful_per_s: float = 100.0, *, lateness_s: float = 0.0) -> Block:
+    return Block(
+        latencies_s=[latency_s] * 500,
+        rates=Rates(documents_per_s=useful_per_s, queries_per_s=0.0),
+        punctuality=Punctuality(lateness_p99_s=lateness_s, latency_p99_s=latency_s),
+    )
+
+
+def test_a_round_with_one_late_arm_counts_for_none(capsys: pytest.CaptureFixture[str]):
+    """Ratios are of arms of the same round."""
+    run = Run()
+    run.add(100, 100, {"Q": block(0.1), "MIX": block(0.2, lateness_s=0.03)})
+    run.add(100, 102, {"Q": block(0.1), "MIX": block(0.2)})
+    assert (run.num_invalid_rounds, run.raw_again_per_s) == (1, [102])
+    assert [len(blocks) for blocks in run.blocks.values()] == [1, 1]
+    assert "MIX went out 30.0 ms late" in capsys.readouterr().err
+
+
+def test_ratios_compare_what_their_names_say():
+    run = Run()
+    for _ in range(2):
+        run.add(
+            200, 200, {"Q": block(0.1), "MIX": block(0.2, 180), "FIFO": block(6.0, 200), "D": block(0.1, 190)}
+        )
+    arms = [
+        QUERIES,
+        MIX,
+        Arm(name="FIFO", policy=FIFO, has_queries=True, has_documents=True),
+        lanes.DOCUMENTS,
+    ]
+    told = {name: ratio and ratio.median for name, ratio in ratios_of(run, arms).items()}
+    assert told == pytest.approx(
+        {
+            "MIX / RAW, useful tokens": 0.9,
+            "FIFO / RAW, useful tokens": 1.0,
+            "D / RAW, useful tokens": 0.95,
+            "MIX / Q, p99": 2.0,
+            "FIFO / MIX, p99": 30.0,
+        }
+    )
+
+
+def test_a_varied_setting_is_compared_with_queries_alone():
+    run = Run()
+    for _ in range(2):
+        run.add(200, 200, {"Q": block(0.1), "a=1": block(0.3), "a=2": block(0.5)})
+    arms = [
+        QUERIES,
+        *(Arm(name=name, policy=name, has_queries=True, has_documents=True) for name in ("a=1", "a=2")),
+    ]
+    ratios = ratios_of(run, arms)
+    assert ratios["a=1 / Q, p99"] is not None
+    assert ratios["a=1 / Q, p99"].median == pytest.approx(3.0)
+    assert set(ratios) == {f"a={v} / {of}" for v in "12" for of in ("Q, p99", "RAW, useful tokens")}
+
+
+@pytest.mark.parametrize(
+    ("median", "num_rounds", "expected"),
+    [(1.029, 5, True), (1.031, 5, False), (0.969, 5, False), (1.0, 4, False)],
+)
+def test_a_run_is_quoted_if_the_bare_workers_equal_themselves(median: float, num_rounds: int, expected: bool):
+    assert is_quotable(Ratio(median=median, low=0.99, high=1.01, num_rounds=num_rounds)) is expected
+
+
+# Arms
+
+
+def test_every_setting_of_every_arm_is_one_of_the_gateways():
+    """A renamed setting would otherwise be found out by a server that does not start."""
+    known = {field.name.replace("_", "-") for field in fields(BatchingSettings)}
+    named = {
+        name for setup in SETUPS.values() for policy in setup.policies().values() for name in policy.settings
+    }
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_only_lanes_tell_queries_from_documents(name: str):
+    policies = SETUPS[name].policies()
+    assert not policies[LANES].is_one_lane
+    assert policies[FIFO].is_one_lane
+    assert policies[SEED].is_one_lane
+    assert policies[SEED].settings["max-batch-size"] == 16
+    assert policies[SEED].settings["max-wait-ms"] == 50
+
+
+def test_long_documents_are_sent_where_they_are_longer_than_the_others():
+    def names(engine: str, *more: str) -> list[str]:
+        options = parser().parse_args(["--engine", engine, *more])
+        return [arm.name for arm in arms_of(SETUPS[engine], options)[0]]
+
+    assert names("sleeping-7b") == ["D", "Q", "MIX", "MIX+long", "FIFO", "SEED"]
+    assert names("minilm") == ["D", "Q", "MIX", "FIFO", "SEED"]
+    assert names("minilm", "--peer", "http://127.0.0.1:7997")[-2:] == ["PEER D", "PEER MIX"]
+    assert names("minilm", "--vary", "document-share=0.1,0.3") == [
+        "Q",
+        "document-share=0.1",
+        "document-share=0.3",
+    ]
+
+
+def test_a_varied_setting_overrides_the_setups_own():
+    options = parser().parse_args(["--vary", "max-batch-size=8"])
+    setup = replace(SETUPS["minilm"], lanes={"max-batch-size": 4, "document-share": 0.2})
+    _, policies = arms_of(setup, options)
+    assert policies["max-batch-size=8"].arguments() == ["--max-batch-size", "8", "--document-share", "0.2"]
+    assert policies[LANES].arguments() == ["--max-batch-size", "4", "--document-share", "0.2"]
+
+
+def test_a_setting_to_vary_is_a_name_and_values():
+    assert varied("--max-pass-tokens=1,2") == ("max-pass-tokens", ("1", "2"))
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--vary", "max-pass-tokens=1,,2"])
+
+
+def test_two_in_a_hundred_documents_are_long():
+    texts = with_long_texts(["short"] * 500, 300)
+    long = [text for text in texts if text != "short"]
+    assert len(long) == LONG_SHARE * 500
+    assert all(len(text.split()) == 300 for text in long)
+
+
+# Vectors
+
+
+def features(length: int, first_id: int = 5) -> Features:
+    return Features(token_ids=np.arange(first_id, first_id + length, dtype=np.int32))
+
+
+def corpus(num_texts: int = 3, request_texts: int = 2) -> Corpus:
+    some = [features(4, first_id=number) for number in range(num_texts)]
+    return Corpus(
+        texts=[f"text {number}" for number in range(num_texts)],
+        features=some,
+        expected=np.stack([row_of(one.token_ids, 8) for one in some]),
+        request_texts=request_texts,
+    )
+
+
+def answer_of(rows: Sequence[np.ndarray], order: Sequence[int] | None = None) -> bytes:
+    data = [
+        {"index": index, "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode()}
+        for index, row in enumerate(rows)
+    ]
+    return json.dumps({"data": [data[index] for index in order or range(len(data))]}).encode()
+
+
+def test_requests_hold_all_texts_in_order():
+    bodies = [json.loads(body) for body in corpus().bodies({"model": "m"})]
+    assert [body["input"] for body in bodies] == [["text 0", "text 1"], ["text 2"]]
+    assert bodies[0]["model"] == "m"
+    assert corpus().num_tokens(0) == 8
+    assert corpus().num_tokens(1) == 4
+
+
+def test_right_vectors_pass_in_whatever_order_they_are_listed():
+    one = corpus()
+    one.check(sent(content=answer_of(one.expected[:2], order=[1, 0])), min_cosine=0.9999)
+    one.check(sent(body=1, content=answer_of(one.expected[2:])), min_cosine=0.9999)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[::-1], "a cosine of"),
+        (lambda rows: rows[:1], r"vectors of shape \(1, 8\), not \(2, 8\)"),
+        (lambda rows: rows[:, :4], r"vectors of shape \(2, 4\), not \(2, 8\)"),
+        (lambda rows: rows * 2, "a vector of length 2.0000, not 1"),
+        (lambda rows: rows * np.nan, "a vector of length nan, not 1"),
+    ],
+    ids=["swapped", "one missing", "too short", "not of unit length", "not a number"],
+)
+def test_wrong_vectors_are_found_out(spoil: Callable[[np.ndarray], np.ndarray], message: str):
+    one = corpus()
+    with pytest.raises(WrongVectorError, match=message):
+        one.check(sent(content=answer_of(spoil(one.expected[:2]))), min_cosine=0.9999)
+
+
+def test_a_peer_may_answer_in_numbers():
+    content = json.dumps({"data": [{"index": 0, "embedding": [0.5, -1.0]}]}).encode()
+    assert rows_of(content).tolist() == [[0.5, -1.0]]
+
+
+# The model that sleeps
+
+
+class FakeDevice:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def clock(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def device() -> FakeDevice:
+    return FakeDevice()
+
+
+def sleeping(device: FakeDevice, timing: Timing) -> SleepingEncoder:
+    options = LoadOptions(folder=str(find_checkpoint("minilm").folder), source="minilm")
+    info = sleeping_info(options, name="sleeping", dimension=8)
+    return SleepingEncoder(info, timing, sleep=device.sleep, clock=device.clock)
+
+
+def test_a_small_pass_takes_what_launching_takes_and_a_large_one_what_its_tokens_take():
+    assert EAGER_7B.pass_s([10]) == pytest.approx(0.020, abs=1e-6)
+    assert GRAPHS_7B.pass_s([10]) == pytest.approx(0.006, abs=1e-6)
+    assert EAGER_7B.pass_s([100] * 330) == pytest.approx(1.0, rel=0.01)
+    assert EAGER_7B.pass_s([8_192]) - EAGER_7B.pass_s([1] * 8_192) == pytest.approx(
+        8_192**2 * 4.7e-10, rel=0.01
+    )
+
+
+def test_a_pass_sleeps_its_time(device: FakeDevice):
+    some = [features(40), features(7)]
+    rows = sleeping(device, EAGER_7B).encode(some)
+    assert device.now_s - 100 == pytest.approx(EAGER_7B.pass_s([40, 7]))
+    assert rows.shape == (2, 8)
+    assert rows.dtype == np.float32
+
+
+def test_what_runs_between_two_layers_is_not_taken_off_the_pass(device: FakeDevice):
+    """An interrupted pass still has all of its own work to do."""
+    moments: list[float] = []
+
+    def on_block() -> None:
+        moments.append(device.now_s - 100)
+        device.sleep(0.5)
+
+    with safepoints(Safepoints(on_block=on_block)):
+        sleeping(device, Timing(floor_s=0.4, per_token_s=0, per_squared_token_s=0, num_layers=4)).encode(
+            [features(3)]
+        )
+    assert moments == pytest.approx([0.0, 0.6, 1.2, 1.8])
+    assert device.now_s - 100 == pytest.approx(2.4)
+
+
+def test_a_sleeping_models_rows_belong_to_their_tokens():
+    assert np.array_equal(row_of(features(4).token_ids, 32), row_of(features(4).token_ids, 32))
+    assert float(np.linalg.norm(row_of(features(4).token_ids, 32))) == pytest.approx(1.0, abs=1e-6)
+    assert abs(float(row_of(features(4).token_ids, 512) @ row_of(features(5).token_ids, 512))) < 0.3
+
+
+# What a server tells
+
+
+def exposition(device_s: float, counts: Sequence[int]) -> str:
+    bounds = ("0.1", "0.5", "+Inf")
+    buckets = (
+        f'lag_seconds_bucket{{model="m",le="{bound}"}} {count}'
+        for bound, count in zip(bounds, counts, strict=True)
+    )
+    return "\n".join(
+        [
+            "# TYPE laneway_lane_device_seconds counter",
+            f'laneway_lane_device_seconds_total{{lane="query",model="m"}} {device_s}',
+            'laneway_lane_device_seconds_total{lane="document",model="m"} 1.0',
+            "# TYPE lag_seconds histogram",
+            *buckets,
+            f'lag_seconds_count{{model="m"}} {counts[-1]}',
+            "",
+        ]
+    )
+
+
+def test_shares_of_the_device_are_those_of_the_block():
+    before, after = (device_seconds(samples_of(exposition(s, (0, 0, 0)))) for s in (3.0, 7.0))
+    assert lane_shares(before, after) == {"query": 1.0, "document": 0.0}
+    assert lane_shares(after, after) == {}
+
+
+def test_a_histograms_p99_counts_what_was_added():
+    before, after = (
+        samples_of(exposition(0, (1_000, 1_000, 1_000))),
+        samples_of(exposition(0, (1_098, 1_100, 1_100))),
+    )
+    assert histogram_p99(before, after, "lag_seconds") == 0.5
+    assert histogram_p99(after, after, "lag_seconds") is None
+    assert histogram_p99(before, after, "other_seconds") is None
+
+
+# Charts
+
+
+def texts_in(svg: str) -> list[str]:
+    return [one.text or "" for one in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_chart_of_latencies_names_every_arm():
+    svg = latency_chart("A title & more", {"Q": [0.01, 0.02, 0.03], "MIX": [0.02, 0.04, inf]})
+    assert {"A title & more", "Q", "MIX", "99 %", "milliseconds"} <= set(texts_in(svg))
+    assert "nan" not in svg
+    assert "inf" not in svg
+
+
+def test_lines_go_up_where_values_do():
+    svg = chart(
+        "t",
+        Axis(label="x", ticks=[(1, "1"), (10, "10")]),
+        decades("y", [1, 100]),
+        [Line(name="line", points=[(1, 1), (10, 100)])],
+    )
+    [line] = ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline")
+    (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line.attrib["points"].split())
+    assert x1 < x2
+    assert y1 > y2
+
+
+def test_an_axis_holds_its_values():
+    axis = decades("y", [13.0, 870.0])
+    assert (axis.low, axis.high) == (10.0, 1_000.0)
+    assert [label for _, label in axis.ticks] == ["10", "20", "50", "100", "200", "500", "1,000"]
+
+
+# The load on a server
+
+
+class FakeServer:
+    """Answers each request as it is told to, after what it is told to wait for."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self.answers: dict[bytes, list[bytes]] = {}
+        """By body; the last one is repeated."""
+        self.held: set[bytes] = set()
+        """Bodies that are answered only when another request has come."""
+        self._waiting: list[tuple[asyncio.StreamWriter, bytes]] = []
+        self.port = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+                body = await reader.readexactly(length)
+                self.requests.append(body)
+                answers = self.answers.get(body, [ok(body)])
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                if body in self.held:
+                    self._waiting.append((writer, answer))
+                    continue
+                for waiting, late in self._waiting:
+                    waiting.write(late)
+                self._waiting.clear()
+                if not answer:
+                    break
+                writer.write(answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+def ok(content: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content)
+
+
+@contextmanager
+def serving(fake: FakeServer) -> Generator[FakeServer]:
+    started, stop = threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
+        fake.port = server.sockets[0].getsockname()[1]
+        loops.append(asyncio.get_running_loop())
+        started.set()
+        await stop.wait()
+        server.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield fake
+    finally:
+        loops[0].call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+def load(fake: FakeServer, offsets_s: Sequence[float], **more: object) -> Load:
+    schedule = Arrivals(offsets_s=offsets_s, bodies=list(range(len(offsets_s))), num_warm=0, warm_s=0.0)
+    queries = [b"query %d" % number for number in range(len(offsets_s))]
+    return Load(target=Target(port=fake.port), queries=queries, arrivals=schedule, timeout_s=10, **more)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_open_loop_does_not_wait_for_the_answer_before():
+    """The first query is answered when the second has come: a loop that waited would never send it."""
+    fake = FakeServer()
+    fake.held.add(b"query 0")
+    with serving(fake):
+        log = drive(load(fake, [0.0, 0.05]))
+    first, second = sorted(log.queries, key=lambda one: one.body)
+    assert fake.requests == [b"query 0", b"query 1"]
+    assert (first.content, second.content) == (b"query 0", b"query 1")
+    assert first.done_s >= 0.05
+    assert second.sent_s >= 0.05
+
+
+def test_every_query_ends_and_every_miss_is_counted():
+    fake = FakeServer()
+    fake.answers = {
+        b"query 1": [b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"],
+        b"query 2": [b""],  # breaks off
+        b"query 3": [b"HTTP/1.1 200 OK\r\n\r\nno length"],
+    }
+    with serving(fake):
+        log = drive(load(fake, [0.0, 0.01, 0.02, 0.03, 0.04]))
+    assert count_statuses(log.queries) == {"200": 2, "503": 1, "no answer": 2}
+
+
+def test_a_query_without_an_answer_is_given_up_at_its_timeout():
+    fake = FakeServer()
+    fake.held.add(b"query 0")
+    with serving(fake):
+        log = drive(replace(load(fake, [0.0]), timeout_s=0.05))
+    [one] = log.queries
+    assert one.status == 0
+    assert one.latency_s == inf
+
+
+def test_a_server_that_is_not_there_is_a_miss():
+    with pytest.raises(OSError, match=r"\d"):
+        drive(load(FakeServer(), [0.0]))
+
+
+def test_warm_queries_are_sent_and_kept_apart():
+    fake = FakeServer()
+    with serving(fake):
+        one = load(fake, [0.0, 0.01, 0.02])
+        log = drive(replace(one, arrivals=replace(one.arrivals, num_warm=2, warm_s=0.015)))
+    assert [len(log.warm_queries), len(log.queries)] == [2, 1]
+    assert (log.warm_s, log.end_s) == (0.015, 0.02)
+
+
+def test_documents_go_on_without_a_pause_and_in_their_order():
+    fake = FakeServer()
+    with serving(fake):
+        log = drive(
+            Load(
+                target=Target(port=fake.port),
+                queries=(),
+                arrivals=no_arrivals(0.0),
+                documents=[b"a", b"b", b"c"],
+                num_document_requests=2,
+                window_s=0.2,
+            )
+        )
+    assert len(log.documents) > 3
+    assert [one.body for one in log.documents[:3]] == [0, 1, 2]
+    assert log.documents[0].content == b"a"
+    assert log.end_s == 0.2
+
+
+def test_the_servers_counters_are_read_after_the_warm_up_and_at_the_end():
+    fake = FakeServer()
+    fake.answers = {b"": [ok(b"1"), ok(b"2")]}
+    with serving(fake):
+        one = load(fake, [0.01, 0.03], reads_metrics=True)
+        log = drive(replace(one, arrivals=replace(one.arrivals, num_warm=1, warm_s=0.02)))
+    assert [scrape.content for scrape in log.scrapes] == [b"1", b"2"]
+    assert log.scrapes[0].at_s >= 0.02
+    assert log.scrapes[1].at_s >= 0.03
+
+
+def test_documents_that_are_drained_are_all_answered():
+    fake = FakeServer()
+    with serving(fake):
+        log = drive(
+            Load(
+                target=Target(port=fake.port),
+                queries=(),
+                arrivals=no_arrivals(0.0),
+                documents=[b"a"],
+                num_document_requests=4,
+                window_s=0.05,
+                drains_documents=True,
+            )
+        )
+    assert len(log.documents) == len(fake.requests)
+    assert set(count_statuses(log.documents)) == {"200"}
+
+
+def test_a_refused_query_comes_again_when_it_was_told_to():
+    fake = FakeServer()
+    refusal = b"HTTP/1.1 429 Too Many\r\nretry-after: 1\r\nretry-after-ms: 60\r\ncontent-length: 0\r\n\r\n"
+    fake.answers = {b"query 1": [refusal, ok(b"at last")]}
+    with serving(fake):
+        log = drive(load(fake, [0.0, 0.01], retries_refused=True))
+    assert count_statuses(log.queries) == {"200": 1, "429": 1}
+    [refused] = [one for one in log.queries if one.status == 429]
+    [retry] = log.retries
+    assert (retry.status, retry.content) == (200, b"at last")
+    assert retry.intended_s == pytest.approx(refused.done_s + 0.06)
+
+
+# All of it
+
+
+def test_a_whole_run_counts_what_it_sent_and_stores_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Real servers, real workers that sleep, the load in its own process; whatever the speed."""
+    runs: list[Run] = []
+    report = lanes.report
+
+    def keep_and_report(
+        setup: Setup, options: Namespace, bench: Bench, run: Run, overload: Overload | None
+    ) -> None:
+        runs.append(run)
+        report(setup, options, bench, run, overload)
+
+    monkeypatch.setattr(lanes, "report", keep_and_report)
+    # However late this machine sends: it is the counting that is tested.
+    monkeypatch.setattr(Block, "is_valid", True)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            *("bench", "--engine", "sleeping-quick", "--vary", "document-share=0.2", "--rounds", "1"),
+            *(
+                "--queries",
+                "20",
+                "--texts",
+                "32",
+                "--raw-s",
+                "0.1",
+                "--documents-s",
+                "0.5",
+                "--warm-s",
+                "0.3",
+            ),
+        ],
+    )
+    lanes.main()
+    [run] = runs
+    assert set(run.blocks) == {"Q", "document-share=0.2"}
+    [alone], [mixed] = run.blocks["Q"], run.blocks["document-share=0.2"]
+    assert alone.statuses == mixed.statuses == {"200": 20}
+    assert len(alone.latencies_s) == len(alone.queue_ms) == 20
+    assert alone.document_statuses == {}
+    assert set(mixed.document_statuses) == {"200"}
+    assert mixed.rates is not None
+    assert mixed.rates.documents_per_s > mixed.rates.queries_per_s > 0
+    assert len(run.raw_per_s) == len(run.raw_again_per_s) == 1
+    assert run.raw_per_s[0] > 0
+    assert capsys.readouterr().out.splitlines()[-1] == "not stored: TOO FEW ROUNDS to quote, needs 5"
+
+
+def test_engines_that_only_show_that_it_runs_are_never_quoted():
+    assert {"sleeping-quick", "gme-tiny"} == NEVER_STORED
+    assert set(SETUPS) >= NEVER_STORED
+    assert REQUEST_TEXTS == 16
