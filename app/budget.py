@@ -70,9 +70,9 @@ class BodyBudget:
             try:
                 await app(scope, receive_within_budget, send)
             finally:
-                # The server keeps the scope until the connection's next request, and Litestar (2.25) keeps the
-                # body in its state.
-                scope.get("state", {}).clear()
+                # The server keeps the scope until the connection's next request, and Litestar (2.25) keeps a
+                # body that was refused in its state.
+                scope["state"].clear()
                 self._room.give(num_held)
 
         return budgeted

@@ -6,7 +6,7 @@ last drained pass. Inputs go down once (prepare, admit, run), rows come up once,
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -195,7 +195,7 @@ class Decoder(Protocol):
         """Start; returns when images can be decoded."""
         ...
 
-    async def decode(self, data: bytes, *, is_query: bool) -> DecodedImage:
+    async def decode(self, data: bytes, *, is_query: bool, group: Hashable = None) -> DecodedImage:
         """Decode one file; raises ``ImageError``."""
         ...
 
@@ -585,8 +585,13 @@ class Engine:
             if not self._num_admitted:
                 self._all_answered.set()
 
-    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
+    async def decode_image(self, file: bytes, *, lane: Lane, group: Hashable = None) -> DecodedImage:
         """Decode an image file of an admitted request to the pixels that the model reads.
+
+        Args:
+            file: The whole file.
+            lane: A query's image goes ahead of all others.
+            group: The request that it belongs to: those of several are decoded in turn.
 
         Raises:
             EngineNotReadyError: The model is still loading.
@@ -595,7 +600,7 @@ class Engine:
         """
         decoder = self._require_served().decoder
         assert decoder is not None, "only a model that reads images is sent some"
-        return await decoder.decode(file, is_query=lane is Lane.QUERY)
+        return await decoder.decode(file, is_query=lane is Lane.QUERY, group=group)
 
     async def embed(
         self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None

@@ -12,7 +12,7 @@ What images hold is counted in three places. As they come, in base64, they are p
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -60,7 +60,7 @@ class Decoder(Protocol):
         """What the decode processes have done; ``None`` while there are none."""
         ...
 
-    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
+    async def decode_image(self, file: bytes, *, lane: Lane, group: Hashable = None) -> DecodedImage:
         """Decode one image file.
 
         Raises:
@@ -293,12 +293,13 @@ class ImageIntake:
 
     async def _load(self, references: Sequence[ImageReference], lane: Lane) -> list[DecodedImage]:
         began_s = loaded_s = monotonic()
+        group = object()
 
         async def decode(reference: ImageReference, file: bytes) -> DecodedImage:
             nonlocal loaded_s
             loaded_s = monotonic()
             try:
-                return await self._decoder.decode_image(file, lane=lane)
+                return await self._decoder.decode_image(file, lane=lane, group=group)
             except ImageError as error:
                 logger.info("an image was not decoded: %s", describe(error))
                 raise InputFailedError(reference.param, error) from error

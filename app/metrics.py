@@ -298,6 +298,7 @@ def _decoder_metrics(decoder: DecoderStatistics) -> Iterator[Metric]:
         "refused": decoder.num_refused,
         "timeout": decoder.num_timeouts,
         "crashed": decoder.num_crashes,
+        "abandoned": decoder.num_abandoned,
     }
     for outcome, count in counts.items():
         outcomes.add_metric([outcome], count)

@@ -191,9 +191,7 @@ def _renamed(token: Token, keyword: str) -> Token:
 
 
 def _with_value(token: Token, value: str) -> Token:
-    return Token(
-        keyword=token.keyword, value=value, source=token.source, index=token.index, keys=token.keys
-    )
+    return Token(keyword=token.keyword, value=value, source=token.source, index=token.index, keys=token.keys)
 
 
 def _key(argument: Argument) -> str:

@@ -51,7 +51,7 @@ class DecoderStatistics:
     num_refused: int
     """Images that could not be embedded, those below not among them."""
     num_timeouts: int
-    num_abandoned: int = 0
+    num_abandoned: int
     """Decodes that were killed because nobody waited for them any more."""
     num_crashes: int
     """Times that a process died over an image."""

@@ -185,13 +185,26 @@ def record_dials(dialled: list[str], *, lead_nowhere: bool = False) -> None:
     loop.sock_connect = recording  # type: ignore[method-assign]
 
 
+async def started(
+    outside: ImageServer, inside: ImageServer, tls: ssl.SSLContext | None
+) -> tuple[asyncio.Server, list[asyncio.Server]]:
+    """Both servers, on one port that is free at both addresses."""
+    while True:
+        outer = await asyncio.start_server(outside.serve, str(OUTSIDE), 0, ssl=tls)
+        try:
+            port = outer.sockets[0].getsockname()[1]
+            return outer, [await asyncio.start_server(inside.serve, str(INSIDE), port)]
+        except OSError:  # another program has the port at the other address
+            outer.close()
+            await outer.wait_closed()
+
+
 @asynccontextmanager
 async def small_network(tls: ssl.SSLContext | None = None) -> AsyncIterator[Network]:
     """Both servers, until the block ends."""
     outside, inside = ImageServer(), ImageServer()
-    outer = await asyncio.start_server(outside.serve, str(OUTSIDE), 0, ssl=tls)
+    outer, inner = await started(outside, inside, tls)
     port = outer.sockets[0].getsockname()[1]
-    inner = [await asyncio.start_server(inside.serve, str(INSIDE), port)]
     with suppress(OSError):  # where there is no IPv6, there is nothing to reach by it
         inner.append(await asyncio.start_server(inside.serve, "::1", port))
     network = Network(

@@ -81,7 +81,7 @@ class Body:
                 pass
             await self.may_answer.wait()
 
-        scope = cast("Any", {"headers": self.headers})
+        scope = cast("Any", {"headers": self.headers, "state": {}})
         await budget.around(cast("Any", app))(scope, cast("Any", receive), cast("Any", None))
 
 
@@ -145,8 +145,12 @@ async def read_all(budget: BodyBudget, chunks: Sequence[int], *, then: BaseExcep
         if then is not None:
             raise then
 
-    scope = cast("Any", {"headers": [(b"content-length", b"%d" % sum(chunks))]})
-    await budget.around(cast("Any", app))(scope, cast("Any", receive), cast("Any", None))
+    state: dict[str, Any] = {"body": "as Litestar keeps it"}
+    scope = cast("Any", {"headers": [(b"content-length", b"%d" % sum(chunks))], "state": state})
+    try:
+        await budget.around(cast("Any", app))(scope, cast("Any", receive), cast("Any", None))
+    finally:
+        assert state == {}, "the server keeps it for as long as the connection is idle"
 
 
 @pytest.mark.parametrize("end", [None, ZeroDivisionError(), asyncio.CancelledError()])

@@ -306,8 +306,8 @@ def test_an_input_type_that_the_model_does_not_know_ends_the_start(started):
     assert (line["level"], line["message"]) == (
         "error",
         "default_input_type: 'nonsense' is not an input type of this model. Allowed: query, document, search_query, "
-            "retrieval.query, retrieval_query, passage, search_document, retrieval.passage, retrieval_document, "
-            "corpus, text.",
+        "retrieval.query, retrieval_query, passage, search_document, retrieval.passage, retrieval_document, "
+        "corpus, text.",
     )
 
 

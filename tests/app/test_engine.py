@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,13 +159,15 @@ class FakeDecoder:
 
     def __init__(self) -> None:
         self.queries: list[bool] = []
+        self.groups: list[Hashable] = []
         self.num_starts = self.num_closes = 0
 
     async def start(self) -> None:
         self.num_starts += 1
 
-    async def decode(self, data: bytes, *, is_query: bool) -> DecodedImage:
+    async def decode(self, data: bytes, *, is_query: bool, group: Hashable = None) -> DecodedImage:
         self.queries.append(is_query)
+        self.groups.append(group)
         return DecodedImage(pixels=np.full((56, 56, 3), data[0], dtype=np.uint8), num_tokens=4)
 
     async def close(self) -> None:
@@ -181,6 +183,7 @@ class FakeDecoder:
             num_refused=0,
             num_timeouts=0,
             num_crashes=0,
+            num_abandoned=0,
             num_restarts=0,
         )
 
@@ -608,7 +611,7 @@ async def test_the_settings_of_images_reach_worker_and_decoder(folder: Path, mon
 async def test_an_image_goes_through_the_decoder_into_its_pass(folder: Path):
     decoder, worker = FakeDecoder(), FakeWorker(info=PICTURES)
     async with serving(folder, worker, open_decoder=lambda _spec: decoder) as engine:
-        image = await engine.decode_image(b"x", lane=Lane.QUERY)
+        image = await engine.decode_image(b"x", lane=Lane.QUERY, group="its request")
         answer = await engine.embed(
             [
                 EmbeddingInput(images=(image,)),
@@ -618,7 +621,7 @@ async def test_an_image_goes_through_the_decoder_into_its_pass(folder: Path):
             lane=Lane.DOCUMENT,
             timeout_s=None,
         )
-    assert decoder.queries == [True]
+    assert (decoder.queries, decoder.groups) == ([True], ["its request"])
     assert engine.decoder_statistics() == decoder.statistics()
     assert answer.num_tokens == (7, 9, 2)
     assert answer.num_image_tokens == (4, 4, 0)

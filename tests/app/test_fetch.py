@@ -621,11 +621,11 @@ async def test_a_fetch_keeps_its_place_until_the_file_has_been_used(network: Net
     fetcher = network.fetcher(replace(SETTINGS, max_fetches=1))
     async with fetcher.fetched(network.url("/?1"), is_query=False):
         second = asyncio.create_task(fetch(fetcher, network.url("/?2")))
-        await fetch(fetcher, network.url("/?3"), is_query=True)
-        assert not second.done()
+        for _ in range(3):  # time enough for it, if it had a place
+            await fetch(fetcher, network.url("/?3"), is_query=True)
         assert fetcher.statistics().num_running == 1
+        assert network.outside.paths == ["/?1", *["/?3"] * 3]
     assert await second == b"an image"
-    assert network.outside.paths == ["/?1", "/?3", "/?2"]
     await fetcher.close()
 
 
@@ -775,7 +775,7 @@ def test_an_allowlist_is_read_from_the_environment(monkeypatch, capsys: pytest.C
     assert run(["check"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert 'media_urls "allowlist" LANEWAY_MEDIA_URLS' in lines
-    assert "media_hosts [cdn.test:8443, .example.org] LANEWAY_MEDIA_HOSTS" in lines
+    assert 'media_hosts ["cdn.test:8443", ".example.org"] LANEWAY_MEDIA_HOSTS' in lines
 
 
 # uvloop ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Images of requests in flight stay within bounds on memory, and nobody waits for ever or for a stranger."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
@@ -80,8 +80,10 @@ class SeeingEngine(FakeEngine):
     refusal: Exception | None = None
     """Set: files that begin with ``broken`` are answered with it."""
     decoded_for: list[Lane] = field(default_factory=list)
+    groups: list[Hashable] = field(default_factory=list)
 
-    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
+    async def decode_image(self, file: bytes, *, lane: Lane, group: Hashable = None) -> DecodedImage:
+        self.groups.append(group)
         self.decoded_for.append(lane)
         await asyncio.sleep(0)
         if file.startswith(b"broken") and self.refusal is not None:

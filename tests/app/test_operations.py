@@ -210,6 +210,7 @@ async def test_what_became_of_images_is_told_at_every_scrape():
         num_refused=6,
         num_timeouts=7,
         num_crashes=8,
+        num_abandoned=0,
         num_restarts=9,
     )
     text = (await Gateway(FakeEngine(decoder=decoder)).get("/metrics")).body.decode()

@@ -1,11 +1,13 @@
 """The guarded server, over real sockets."""
 
+import gc
 import logging
 import re
 import socket
 import threading
+import weakref
 from collections.abc import Generator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -188,6 +190,30 @@ def test_a_client_whose_upload_is_refused_half_way_gets_the_answer(connection: b
             assert client.read_reply().status == 503
 
 
+class Canary:
+    """Something that a request leads to."""
+
+
+def test_nothing_of_a_request_outlives_its_connection():
+    """In a ring of references its body would wait for the garbage collector, which counts objects, not bytes."""
+    is_gone = threading.Event()
+    canaries: list[weakref.ref[Canary]] = []
+
+    async def keeping(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["canary"] = canary = Canary()
+            canaries.append(weakref.ref(canary, lambda _: is_gone.set()))
+        await echo(scope, receive, send)
+
+    with running(keeping) as server:
+        gc.disable()
+        try:
+            assert server.ask(HEALTHY).status == 200
+            assert is_gone.wait(10)
+        finally:
+            gc.enable()
+
+
 def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch):
     """What it was refused is read on only until a patient client would have looked for the answer."""
     monkeypatch.setattr("app.connection._LINGER_S", 0.05)
@@ -196,9 +222,13 @@ def test_a_client_that_never_stops_sending_is_cut_off(monkeypatch: pytest.Monkey
         with server.connect() as client:
             client.send(b"nonsense\r\n\r\n")
             with pytest.raises((BrokenPipeError, ConnectionResetError)):
-                while True:
-                    client.sock.sendall(b"x" * 1000)
+                send_for_ever(client)
         assert_healthy(server)
+
+
+def send_for_ever(client: Client) -> NoReturn:
+    while True:
+        client.sock.sendall(b"x" * 1000)
 
 
 def test_a_body_in_one_byte_chunks_is_served(server: Running):

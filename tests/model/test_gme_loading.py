@@ -262,9 +262,9 @@ def test_an_image_that_could_never_be_read_is_refused_at_load():
         "raise --max-tokens, or lower --max-image-tokens to 1775$",
     ):
         load(FOLDER, images=ImageOptions(max_tokens=1_790))
-    with pytest.raises(CheckpointError, match="or lower --max-image-tokens and --min-image-tokens to 75$"):
+    with pytest.raises(CheckpointError, match=r"or lower --max-image-tokens and --min-image-tokens to 75$"):
         load(FOLDER, max_tokens=100)
-    with pytest.raises(CheckpointError, match="and tiny-gme reads 20; raise --max-tokens$"):
+    with pytest.raises(CheckpointError, match=r"and tiny-gme reads 20; raise --max-tokens$"):
         load(FOLDER, max_tokens=20)
     smaller = load(FOLDER, max_tokens=100, images=ImageOptions(min_tokens=75, max_tokens=75))
     assert embed(smaller, EmbeddingInput(text="a")).shape == (1, 64)
