@@ -95,9 +95,22 @@ _CALIBRATION_IMAGE_SIDES = (4, 12)
 _MIN_PASS_TIMEOUT_S = 10.0
 _TIMEOUT_FACTOR = 50
 
-CPU_PASS_TOKENS = 512
-"""Default pass bound on CPU: a MiniLM core saturates at about 360 tokens."""
-CUDA_PASS_TOKENS = 8_192
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassDefaults:
+    """How long and how large passes are where the settings do not say."""
+
+    max_pass_ms: float
+    max_document_pass_ms: float
+    max_pass_tokens: int
+    quiet_after_s: float
+    """How long after a query passes of documents stay short."""
+
+
+# Passes of documents are interrupted between two layers on a CPU, so that long ones cost queries nothing.
+CPU_PASSES = PassDefaults(max_pass_ms=50, max_document_pass_ms=150, max_pass_tokens=4_096, quiet_after_s=0.0)
+CUDA_PASSES = PassDefaults(max_pass_ms=30, max_document_pass_ms=60, max_pass_tokens=16_384, quiet_after_s=1.0)
+"""Not measured on a card yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -446,7 +459,7 @@ class Engine:
         self._enter("measuring pass times")
         cost = CostModel()
         cost.fit(await self._calibrate(info))
-        limits = batching_limits(self._settings, placement, info, cost)
+        limits = batching_limits(self._settings.batching, is_cuda=placement.is_cuda)
         batcher = Batcher(
             [WorkerRunner(worker, cost) for worker in self._workers],
             limits=limits,
@@ -503,6 +516,9 @@ class Engine:
         The first pass of either kind is thrown away: it allocates, and chooses kernels.
         """
         of_texts = [calibration_pass(number, max_tokens=info.max_tokens) for number in _CALIBRATION_TOKENS]
+        # One long text, too: what attention costs grows with the square of a length.
+        longest = min(_CALIBRATION_TOKENS[-1], info.max_tokens)
+        of_texts.append([Features(token_ids=np.ones(longest, dtype=np.int32))])
         samples = await self._timed([of_texts[-1], *of_texts])
         if info.images is not None:
             of_images = [[calibration_image(side, info.images)] for side in _CALIBRATION_IMAGE_SIDES]
@@ -603,7 +619,7 @@ class Engine:
         return await decoder.decode(file, is_query=lane is Lane.QUERY, group=group)
 
     async def embed(
-        self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
+        self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None, tenant: str = ""
     ) -> Embeddings:
         """Embed the inputs of one admitted request.
 
@@ -614,6 +630,7 @@ class Engine:
             inputs: At least one.
             lane: Where they queue.
             timeout_s: From now; what has not run by then is not run any more.
+            tenant: On whose behalf: those who wait in a lane get equal parts of its time.
 
         Raises:
             EngineNotReadyError: The model is still loading.
@@ -630,6 +647,7 @@ class Engine:
                 for one in features
             ],
             lane=lane,
+            tenant=tenant,
             timeout_s=None if timeout_s is None else timeout_s - (self._clock() - started_s),
         )
         return Embeddings(
@@ -729,12 +747,27 @@ class WorkerRunner:
         """Return when a pass may be run."""
         await self._worker.wait_ready()
 
-    async def run(self, payloads: Sequence[object]) -> RunResult:
+    @property
+    def depth(self) -> int:
+        """A pass may wait at the worker for the one before it: the device never waits for the gateway."""
+        return 2
+
+    @property
+    def can_interrupt(self) -> bool:
+        """Whether queries may run between two layers of a pass of documents."""
+        return self._worker.can_interrupt
+
+    async def run(self, payloads: Sequence[object], *, is_urgent: bool, may_interrupt: bool) -> RunResult:
         """Run one pass; a row that is not finite is that entry's error."""
         features = [_as_features(payload) for payload in payloads]
         predicted_s = self._cost.predict_s(shape_of(features))
         try:
-            result = await self._worker.run(features, timeout_s=pass_timeout_s(predicted_s))
+            result = await self._worker.run(
+                features,
+                timeout_s=pass_timeout_s(predicted_s),
+                is_urgent=is_urgent,
+                may_interrupt=may_interrupt,
+            )
         except WorkerDiedError as error:
             raise RunnerLostError(str(error)) from error
         bad_rows = frozenset(result.nonfinite_rows)
@@ -751,27 +784,29 @@ def pass_timeout_s(predicted_s: float) -> float:
     return max(_MIN_PASS_TIMEOUT_S, _TIMEOUT_FACTOR * predicted_s)
 
 
-def batching_limits(settings: Settings, placement: Placement, info: ModelInfo, cost: CostModel) -> Limits:
-    """The scheduler's limits, from the settings, the device and what passes were measured to take."""
-    batching = settings.batching
-    max_pass_tokens = batching.max_pass_tokens or (CUDA_PASS_TOKENS if placement.is_cuda else CPU_PASS_TOKENS)
-    fill_tokens = batching.fill_tokens or max_pass_tokens // 4
-    pass_s = cost.predict_s(Shape(num_tokens=max_pass_tokens))
-    tokens_per_s = len(placement.devices) * max_pass_tokens / pass_s
-    # A lane takes one full request at the very least, or such a request could never be served.
-    max_waiting_tokens = max(
-        round(batching.max_queue_s * tokens_per_s),
-        settings.limits.max_request_tokens,
-        settings.limits.max_inputs * info.max_tokens,
-    )
+def batching_limits(batching: BatchingSettings, *, is_cuda: bool) -> Limits:
+    """The scheduler's limits, from the settings and the kind of device."""
+    defaults = CUDA_PASSES if is_cuda else CPU_PASSES
+    max_pass_ms = batching.max_pass_ms or defaults.max_pass_ms
+    max_document_pass_ms = batching.max_document_pass_ms or max(defaults.max_document_pass_ms, max_pass_ms)
+    fill_ms = max_pass_ms / 2 if batching.fill_ms is None else batching.fill_ms
     return Limits(
-        max_pass_tokens=max_pass_tokens,
-        fill_tokens=min(fill_tokens, max_pass_tokens),
+        max_pass_s=min(max_pass_ms, max_document_pass_ms) / 1000,
+        max_document_pass_s=max_document_pass_ms / 1000,
+        fill_s=min(fill_ms, max_pass_ms, max_document_pass_ms) / 1000,
+        max_pass_tokens=batching.max_pass_tokens or defaults.max_pass_tokens,
         max_pass_entries=batching.max_batch_size if batching.enable_batching else 1,
         max_wait_s=batching.max_wait_ms / 1000,
+        quiet_after_s=defaults.quiet_after_s,
+        query_slo_s=batching.query_slo_ms / 1000,
         shares={Lane.DOCUMENT: batching.document_share, Lane.BATCH: batching.batch_share},
+        interruption_share=batching.interruption_share,
         max_waiting_entries=_queue_entries(batching),
-        max_waiting_tokens=dict.fromkeys(Lane, max_waiting_tokens),
+        max_waiting_s={
+            Lane.QUERY: batching.max_query_queue_s,
+            Lane.DOCUMENT: batching.max_document_queue_s,
+            Lane.BATCH: batching.max_batch_queue_s,
+        },
     )
 
 
@@ -804,6 +839,7 @@ def shape_of(features: Sequence[Features]) -> Shape:
     """What the duration of a pass with these inputs depends on."""
     return Shape(
         num_tokens=sum(one.num_tokens for one in features),
+        num_squared=sum(one.num_tokens**2 for one in features),
         num_image_tokens=sum(one.num_image_tokens for one in features),
     )
 

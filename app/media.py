@@ -316,8 +316,16 @@ def describe(error: ImageError) -> str:
     return f"{type(error).__name__} ({fault})" if fault else type(error).__name__
 
 
-async def embed_with_images(engine: Engine, intake: ImageIntake, wanted: EmbeddingRequest) -> Embeddings:
+async def embed_with_images(
+    engine: Engine, intake: ImageIntake, wanted: EmbeddingRequest, *, tenant: str = ""
+) -> Embeddings:
     """Embed the inputs of a request, its images included; its time runs from the first image on.
+
+    Args:
+        engine: The served model.
+        intake: Loads and decodes the images.
+        wanted: The request.
+        tenant: On whose behalf; those who wait in a lane get equal parts of its time.
 
     Raises:
         EngineNotReadyError: The model is loading or draining. Later on the request is not refused for that.
@@ -329,7 +337,9 @@ async def embed_with_images(engine: Engine, intake: ImageIntake, wanted: Embeddi
     """
     with engine.admitted():
         if not any(wanted.image_references):
-            return await engine.embed(wanted.inputs, lane=wanted.lane, timeout_s=wanted.timeout_s)
+            return await engine.embed(
+                wanted.inputs, lane=wanted.lane, timeout_s=wanted.timeout_s, tenant=tenant
+            )
         began_s = monotonic()
         async with AsyncExitStack() as images:
             limit = asyncio.timeout(wanted.timeout_s)
@@ -341,4 +351,4 @@ async def embed_with_images(engine: Engine, intake: ImageIntake, wanted: Embeddi
                     raise
                 raise DeadlineError(waited_s=monotonic() - began_s) from None
             remaining_s = wanted.timeout_s - (monotonic() - began_s)
-            return await engine.embed(inputs, lane=wanted.lane, timeout_s=remaining_s)
+            return await engine.embed(inputs, lane=wanted.lane, timeout_s=remaining_s, tenant=tenant)

@@ -29,6 +29,8 @@ SIZE_BUCKETS = tuple(float(2**power) for power in range(12))
 TOKEN_BUCKETS = tuple(float(2**power) for power in range(3, 16))
 """8 to 32768: tokens of an input or of a pass."""
 
+RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 4.0)
+
 disable_created_metrics()  # `_created` series double the text format and tell nothing that rate() needs
 
 
@@ -130,6 +132,13 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+        self.pass_prediction_ratio = Histogram(
+            "laneway_pass_prediction_ratio",
+            "Device time of a pass over what was predicted for it.",
+            ["model"],
+            buckets=RATIO_BUCKETS,
+            registry=self.registry,
+        )
         self.pass_failures = Counter(
             "laneway_pass_failures", "Passes that came back without rows.", ["model"], registry=self.registry
         )
@@ -168,6 +177,8 @@ class Metrics:
         self._child(self.pass_items, model).observe(sum(report.num_entries.values()))
         self._child(self.pass_tokens, model).observe(sum(report.num_tokens.values()))
         self._child(self.pass_device_seconds, model).observe(report.device_s)
+        if report.predicted_s > 0:
+            self._child(self.pass_prediction_ratio, model).observe(report.device_s / report.predicted_s)
 
     def _child(self, collector: C, *labels: str) -> C:
         """``collector.labels(*labels)``, looked up without its lock: there are a dozen for each request."""
@@ -327,9 +338,12 @@ def _queue_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metr
     age = GaugeMetricFamily(
         "laneway_queue_oldest_age_seconds", "How long the oldest waiting input has waited.", labels=by_lane
     )
+    backlog = GaugeMetricFamily(
+        "laneway_queue_device_seconds", "How long all devices together need for what waits.", labels=by_lane
+    )
     device = CounterMetricFamily(
         "laneway_lane_device_seconds",
-        "Device time spent on the lane, by its part of each pass.",
+        "Device time spent on the lane, by its part of the work of each pass.",
         labels=by_lane,
     )
     outcomes = CounterMetricFamily(
@@ -342,6 +356,7 @@ def _queue_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metr
         items.add_metric(key, state.num_waiting)
         tokens.add_metric(key, state.num_waiting_tokens)
         age.add_metric(key, state.oldest_wait_s)
+        backlog.add_metric(key, state.waiting_s)
         device.add_metric(key, state.device_s)
         counts = {
             "done": state.num_done,
@@ -352,7 +367,20 @@ def _queue_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metr
         }
         for outcome, count in counts.items():
             outcomes.add_metric([*key, outcome], count)
-    yield from (items, tokens, age, device, outcomes)
+    yield from (items, tokens, age, backlog, device, outcomes)
+    scheduler = statistics.scheduler
+    for name, text, value in (
+        (
+            "laneway_urgent_passes",
+            "Passes of queries that overtook one that was waiting.",
+            scheduler.num_urgent_passes,
+        ),
+        ("laneway_interruptions", "Those that might run between two layers.", scheduler.num_interruptions),
+        ("laneway_interruption_seconds", "Device time that this cost.", scheduler.wasted_s),
+    ):
+        counter = CounterMetricFamily(name, text, labels=["model"])
+        counter.add_metric([model], value)
+        yield counter
 
 
 def _worker_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metric]:

@@ -5,7 +5,8 @@ the connection is watched here for as long as the engine works on the request.
 """
 
 import asyncio
-from collections.abc import Coroutine
+import hashlib
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from litestar import Request
@@ -31,7 +32,8 @@ async def embed(request: Request[Any, Any, Any], services: Services, wanted: Emb
         InputFailedError: One input was refused or failed; the error carries the client's name for it.
     """
     engine, metrics = services.engine, services.metrics
-    work = embed_with_images(engine, services.intake, wanted)
+    tenant = tenant_of(request.headers)
+    work = embed_with_images(engine, services.intake, wanted, tenant=tenant)
     try:
         with metrics.requests_in_flight.track_inprogress():
             embeddings = await while_connected(request.receive, work)
@@ -39,6 +41,15 @@ async def embed(request: Request[Any, Any, Any], services: Services, wanted: Emb
         raise InputFailedError(wanted.params[failure.index], failure) from failure.__cause__
     metrics.observe_embeddings(embeddings, lane=wanted.lane)
     return embeddings
+
+
+def tenant_of(headers: Mapping[str, str]) -> str:
+    """Who sends a request, by the key that it comes with; "" for all who send none.
+
+    A digest, so that no key lives on in a queue.
+    """
+    key = headers.get("authorization")
+    return "" if key is None else hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -100,14 +111,13 @@ def rate_limit_headers(services: Services, lane: Lane, *, waited_s: float) -> di
     engine = services.engine
     load = engine.lane_load(lane)
     max_entries = engine.limits.max_waiting_entries[lane]
-    max_tokens = engine.limits.max_waiting_tokens[lane]
     reset = duration_text(waited_s if load.num_waiting else 0.0)
     return {
         "x-ratelimit-limit-requests": str(max_entries),
         "x-ratelimit-remaining-requests": str(max(max_entries - load.num_waiting, 0)),
         "x-ratelimit-reset-requests": reset,
-        "x-ratelimit-limit-tokens": str(max_tokens),
-        "x-ratelimit-remaining-tokens": str(max(max_tokens - load.num_waiting_tokens, 0)),
+        "x-ratelimit-limit-tokens": str(load.max_waiting_tokens),
+        "x-ratelimit-remaining-tokens": str(max(load.max_waiting_tokens - load.num_waiting_tokens, 0)),
         "x-ratelimit-reset-tokens": reset,
     }
 

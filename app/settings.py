@@ -20,6 +20,7 @@ from cyclopts import Group, Parameter
 from app.addresses import is_public_address
 
 _DAY_S = 86_400
+_MINUTE_MS = 60_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
@@ -47,6 +48,14 @@ def _duration_s() -> Parameter:
     def check(_: object, value: float) -> None:
         if not (math.isfinite(value) and 0 < value <= _DAY_S):
             raise ValueError(f"It must be more than 0 and at most {_DAY_S:,} seconds.")
+
+    return Parameter(validator=check)
+
+
+def _optional_ms() -> Parameter:
+    def check(_: object, value: float | None) -> None:
+        if value is not None and not 0 <= value <= _MINUTE_MS:
+            raise ValueError(f"It must be between 0 and {_MINUTE_MS:,}.")
 
     return Parameter(validator=check)
 
@@ -260,10 +269,18 @@ class BatchingSettings:
     """Most inputs in one pass."""
     max_wait_ms: Annotated[float, _between(0, 60_000)] = 0.0
     """Documents wait up to this long for company when the device is idle. Queries never linger."""
+    max_pass_ms: Annotated[float, _between(0, 60_000)] = 0.0
+    """Longest pass with queries, in device time; one longer input runs alone. 0: 50 on CPU, 30 on CUDA."""
+    max_document_pass_ms: Annotated[float, _between(0, 600_000)] = 0.0
+    """Longest pass of documents that no query waits for. 0: 150 on CPU, 60 on CUDA."""
+    fill_ms: Annotated[float | None, _optional_ms()] = None
+    """Passes with queries are filled with documents to so much. 0: never. Default: half of max_pass_ms."""
+    query_slo_ms: Annotated[float, _between(1, 60_000)] = 100.0
+    """When a query that names no deadline wants its answer: it orders queries and ends none."""
+    interruption_share: Annotated[float, _between(0, 0.9)] = 0.05
+    """Part of the device's time that queries may cost by running between two layers of a pass. 0: none do."""
     max_pass_tokens: Annotated[int, _at_least(0)] = 0
-    """Most tokens in one pass; one longer input runs alone. 0: 512 on CPU, 8192 on CUDA."""
-    fill_tokens: Annotated[int, _at_least(0)] = 0
-    """A pass with queries is filled up with documents to so many tokens. 0: a quarter of max_pass_tokens."""
+    """Most tokens in one pass, however fast they are, for memory's sake. 0: 4096 on CPU, 16384 on CUDA."""
     document_share: Annotated[float, _between(0, 1)] = 0.15
     """Part of the device's time that waiting documents get whatever the queries do."""
     batch_share: Annotated[float, _between(0, 1)] = 0.05
@@ -274,8 +291,12 @@ class BatchingSettings:
     """Inputs that may wait in the document lane."""
     max_batch_queue: Annotated[int, _at_least(1)] = 65_536
     """Inputs that may wait in the batch lane."""
-    max_queue_s: Annotated[float, _duration_s()] = 120.0
-    """A lane takes no more work than the devices do in this time, though always one full request."""
+    max_query_queue_s: Annotated[float, _duration_s()] = 2.0
+    """The query lane takes no more work than all devices do in this time, though always one request."""
+    max_document_queue_s: Annotated[float, _duration_s()] = 60.0
+    """The same for the document lane."""
+    max_batch_queue_s: Annotated[float, _duration_s()] = 300.0
+    """The same for the batch lane."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +374,15 @@ def _name_hosts_where_they_count(_: object, media: MediaSettings) -> None:
         raise ValueError(f"media_hosts counts only where media_urls is allowlist, not {media.media_urls}.")
 
 
+def _order_the_passes(_: object, batching: BatchingSettings) -> None:
+    _leave_queries_time(_, batching)
+    fill_ms, pass_ms, document_ms = batching.fill_ms, batching.max_pass_ms, batching.max_document_pass_ms
+    if pass_ms and fill_ms is not None and fill_ms > pass_ms:
+        raise ValueError(f"fill_ms ({fill_ms:g}) is more than max_pass_ms ({pass_ms:g}).")
+    if pass_ms and document_ms and document_ms < pass_ms:
+        raise ValueError(f"max_document_pass_ms ({document_ms:g}) is less than max_pass_ms ({pass_ms:g}).")
+
+
 def _leave_queries_time(_: object, batching: BatchingSettings) -> None:
     reserved = batching.document_share + batching.batch_share
     if reserved >= 1:
@@ -374,7 +404,7 @@ class Settings:
     )
     batching: Annotated[
         BatchingSettings,
-        Parameter(name="*", group=Group("Batching", sort_key=3), validator=_leave_queries_time),
+        Parameter(name="*", group=Group("Batching", sort_key=3), validator=_order_the_passes),
     ] = field(default_factory=BatchingSettings)
     limits: Annotated[LimitSettings, Parameter(name="*", group=Group("Limits", sort_key=4))] = field(
         default_factory=LimitSettings

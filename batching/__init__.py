@@ -5,6 +5,7 @@ from batching.cost import CostModel, Shape
 from batching.errors import (
     BatchingError,
     DeadlineError,
+    DeadlineUnmeetableError,
     EntryFailedError,
     NoRunnersError,
     QueueFullError,
@@ -16,13 +17,14 @@ from batching.limits import Limits
 from batching.runner import Runner, RunResult
 from batching.scheduler import Scheduler
 from batching.statistics import LaneLoad, LaneStatistics, SchedulerStatistics
-from batching.types import Entry, Lane, Pass, PassReport, SubmissionOutcome, WorkItem
+from batching.types import Entry, Lane, Pass, PassReport, Slot, SubmissionOutcome, WorkItem
 
 __all__ = [
     "Batcher",
     "BatchingError",
     "CostModel",
     "DeadlineError",
+    "DeadlineUnmeetableError",
     "Entry",
     "EntryFailedError",
     "Lane",
@@ -40,6 +42,7 @@ __all__ = [
     "SchedulerStatistics",
     "Shape",
     "ShuttingDownError",
+    "Slot",
     "SubmissionOutcome",
     "SubmissionTooLargeError",
     "WorkItem",

@@ -4,12 +4,10 @@ The law of this file: every entry that was accepted ends in a result or in an ex
 one future; it is settled by the last result, the first failure, a deadline, or the end of the batcher,
 and settling it gives up whatever of it still waits.
 
-Each slot is one task that asks the scheduler for a pass when its runner is ready for one, so nothing is
-committed to a busy device, and what comes in meanwhile still joins the next pass. Slots without work
-wait for one event; one timer, at the scheduler's next moment, stands for all deadlines and lingers.
-
-A second pass that is composed ahead of time, or a pass that makes room for queries between two layers,
-would change how a slot takes and runs a pass. Callers would not notice.
+Each slot is one task that asks the scheduler for passes when its runner is ready for one, and a task more
+for each pass that is out: one runs, one may be staged behind it, and an urgent one may overtake that or
+break in. All slots ask whenever something has come in or come back; in between they wait for an event. One
+timer, at the scheduler's next moment, stands for all deadlines and lingers.
 """
 
 import asyncio
@@ -17,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 
 from batching.cost import CostModel
@@ -31,7 +30,7 @@ from batching.limits import Limits
 from batching.runner import Runner, RunResult
 from batching.scheduler import Scheduler
 from batching.statistics import LaneLoad, SchedulerStatistics
-from batching.types import Entry, Lane, Pass, PassReport, SubmissionOutcome, WorkItem
+from batching.types import Entry, Lane, Pass, PassReport, Slot, SubmissionOutcome, WorkItem
 
 _logger = logging.getLogger(__name__)
 
@@ -80,19 +79,26 @@ class Batcher:
         if not runners:
             raise ValueError("a batcher needs at least one runner")
         self._runners = tuple(runners)
-        self._scheduler = Scheduler(limits, cost=cost or CostModel(), num_slots=len(self._runners))
+        self._scheduler = Scheduler(
+            limits,
+            cost=cost or CostModel(),
+            slots=[Slot(depth=runner.depth, can_interrupt=runner.can_interrupt) for runner in runners],
+        )
         self._name = name
         self._clock = clock
         self._on_pass = on_pass
         self._owners: dict[Entry, _Submission] = {}
         self._slots: list[asyncio.Task[None]] = []
-        self._running: dict[int, Pass] = {}
-        self._wake = asyncio.Event()
+        # What is out on each slot, and the task that waits for it.
+        self._out: list[dict[Pass, asyncio.Task[None]]] = [{} for _ in self._runners]
+        self._wakes = [asyncio.Event() for _ in self._runners]
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._is_closing = False
+        # Why slots have ended, the last one last.
+        self._ends: dict[int, BaseException] = {}
         self._last_end: BaseException | None = None
 
     def start(self) -> None:
@@ -100,11 +106,11 @@ class Batcher:
         assert not self._slots, "a batcher is started once"
         for slot, runner in enumerate(self._runners):
             task = asyncio.create_task(self._serve_slot(slot, runner), name=f"{self._name} slot {slot}")
-            task.add_done_callback(self._on_slot_ended)
+            task.add_done_callback(partial(self._on_slot_ended, slot))
             self._slots.append(task)
 
     async def submit(
-        self, items: Sequence[WorkItem], *, lane: Lane, timeout_s: float | None = None
+        self, items: Sequence[WorkItem], *, lane: Lane, tenant: str = "", timeout_s: float | None = None
     ) -> SubmissionOutcome:
         """Run the items, in as many passes as that takes, and return when the last one has its result.
 
@@ -114,11 +120,13 @@ class Batcher:
         Args:
             items: What to run. All of it is admitted, or nothing.
             lane: Where it waits.
+            tenant: On whose behalf; tenants of a lane get equal parts of its time.
             timeout_s: When it is not worth having any more, from now. ``None``: always worth having.
 
         Raises:
             SubmissionTooLargeError: The lane cannot hold so much even when it is empty.
             QueueFullError: The lane cannot hold so much now.
+            DeadlineUnmeetableError: The time-out would come first, by all that is known.
             DeadlineError: The time-out came first.
             EntryFailedError: An item failed; the others are given up.
             ShuttingDownError: The batcher is closing, or closed before the items had run.
@@ -138,6 +146,7 @@ class Batcher:
                 num_image_tokens=item.num_image_tokens,
                 arrival_s=now_s,
                 deadline_s=deadline_s,
+                tenant=tenant,
             )
             for item in items
         )
@@ -171,12 +180,15 @@ class Batcher:
             self._fail_all(ShuttingDownError)
             if self._timer is not None:
                 self._timer.cancel()
-            for task in self._slots:
+            tasks = [*self._slots, *(task for out in self._out for task in out.values())]
+            for task in tasks:
                 task.cancel()
-        await asyncio.gather(*self._slots, return_exceptions=True)
-        for left in self._running.values():
-            self._scheduler.retry(left, is_runner_lost=True)  # Takes it off the books; nobody waits for it.
-        self._running.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for out in self._out:
+            for left in out:
+                # Takes it off the books; nobody waits for it.
+                self._scheduler.retry(left, self._clock(), is_runner_lost=True)
+            out.clear()
 
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the lanes and of what runs."""
@@ -187,34 +199,45 @@ class Batcher:
         return self._scheduler.lane_load(lane)
 
     def __repr__(self) -> str:
-        busy = f"{len(self._running)} of {len(self._runners)} slots busy"
+        busy = f"{sum(map(bool, self._out))} of {len(self._runners)} slots busy"
         return f"<Batcher {self._name}, {busy}: {self._scheduler!r}>"
 
     # A slot's life.
 
     async def _serve_slot(self, slot: int, runner: Runner) -> None:
         while True:
-            composed = await self._take_pass(runner)
-            self._running[slot] = composed
-            started_s = self._clock()
-            outcome = await _attempt(runner, composed)
-            run_s = self._clock() - started_s
-            del self._running[slot]
-            if isinstance(outcome, RunResult):
-                self._deliver(composed, outcome)
-            else:
-                self._try_again(composed, outcome)
-            self._report(slot, composed, run_s, outcome)
-
-    async def _take_pass(self, runner: Runner) -> Pass:
-        while True:
             await runner.wait_ready()
-            # From here to the return nothing is awaited: the runner is ready for what is taken.
-            composed = self._scheduler.next_pass(self._clock())
+            # From here to the next wait nothing is awaited: the runner is ready for what it is handed.
+            is_new = False
+            while (composed := self._scheduler.next_pass(self._clock(), slot)) is not None:
+                self._hand_out(slot, runner, composed)
+                is_new = True
             self._look_ahead()
-            if composed is not None:
-                return composed
-            await self._wake.wait()
+            if is_new:
+                # Queries that went here may have left their place elsewhere to documents.
+                self._notify()
+            self._wakes[slot].clear()
+            await self._wakes[slot].wait()
+
+    def _hand_out(self, slot: int, runner: Runner, composed: Pass) -> None:
+        task = asyncio.create_task(self._run(slot, runner, composed), name=f"{self._name} pass on {slot}")
+        self._out[slot][composed] = task
+        task.add_done_callback(partial(self._on_pass_ended, slot, composed))
+
+    async def _run(self, slot: int, runner: Runner, composed: Pass) -> None:
+        started_s = self._clock()
+        outcome = await _attempt(runner, composed)
+        run_s = self._clock() - started_s
+        del self._out[slot][composed]
+        if isinstance(outcome, RunResult):
+            self._deliver(composed, outcome)
+        else:
+            self._try_again(composed, outcome)
+        self._notify()
+        if self._ends:
+            self._give_up_if_last()
+        # The device first; the callers' tasks run a turn later.
+        self._report(slot, composed, run_s, outcome)
 
     def _report(self, slot: int, composed: Pass, run_s: float, outcome: RunResult | Exception) -> None:
         if self._on_pass is None:
@@ -222,6 +245,8 @@ class Batcher:
         has_run = isinstance(outcome, RunResult)
         report = PassReport(
             slot=slot,
+            is_urgent=composed.is_urgent,
+            may_interrupt=composed.may_interrupt,
             num_entries=composed.num_entries_by_lane(),
             num_tokens=composed.num_tokens_by_lane(),
             run_s=run_s,
@@ -236,15 +261,27 @@ class Batcher:
             # Whoever only watches must not be able to end a slot.
             _logger.exception("%s: the observer of passes raised", self._name)
 
-    def _on_slot_ended(self, task: asyncio.Task[None]) -> None:
-        """Answer for a slot whose runner will never be ready again."""
+    def _on_pass_ended(self, slot: int, composed: Pass, task: asyncio.Task[None]) -> None:
+        """Let go of a runner that did not only fail but ended the task; the pass may run elsewhere."""
         if task.cancelled() or (error := task.exception()) is None:
             return
-        _logger.error("%s has ended", task.get_name(), exc_info=error)
-        if (left := self._running.pop(self._slots.index(task), None)) is not None:
-            self._try_again(left, RunnerLostError(f"{task.get_name()} ended under the pass"))
-        if all(slot.done() for slot in self._slots):
-            self._last_end = error
+        if self._out[slot].pop(composed, None) is not None:
+            self._try_again(composed, RunnerLostError(f"{task.get_name()} ended under the pass"))
+        self._ends.setdefault(slot, error)
+        self._slots[slot].cancel()
+
+    def _on_slot_ended(self, slot: int, task: asyncio.Task[None]) -> None:
+        """Note that a runner will never be ready again; what is out there may still come back."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._ends.setdefault(slot, error)
+        if slot in self._ends:
+            _logger.error("%s has ended", task.get_name(), exc_info=self._ends[slot])
+            self._notify()
+            self._give_up_if_last()
+
+    def _give_up_if_last(self) -> None:
+        if all(slot.done() for slot in self._slots) and self._ends and not any(self._out):
+            self._last_end = list(self._ends.values())[-1]
             self._fail_all(self._no_runners)
 
     # Outcomes.
@@ -252,7 +289,7 @@ class Batcher:
     def _deliver(self, done: Pass, result: RunResult) -> None:
         outcomes = dict(zip(done.entries, result.results, strict=True))
         failed = [entry for entry, outcome in outcomes.items() if isinstance(outcome, Exception)]
-        self._scheduler.finish(done, device_s=result.device_s, failed=failed)
+        self._scheduler.finish(done, self._clock(), device_s=result.device_s, failed=failed)
         for submission in {self._owners[entry] for entry in done.entries if entry in self._owners}:
             submission.device_s += result.device_s
         for entry, outcome in outcomes.items():
@@ -264,10 +301,9 @@ class Batcher:
                 self._settle_if_whole(submission)
 
     def _try_again(self, composed: Pass, error: Exception) -> None:
-        given_up = self._scheduler.retry(composed, is_runner_lost=isinstance(error, RunnerLostError))
-        for entry in given_up:
+        is_lost = isinstance(error, RunnerLostError)
+        for entry in self._scheduler.retry(composed, self._clock(), is_runner_lost=is_lost):
             self._fail_entry(entry, error)
-        self._notify()
 
     def _settle_if_whole(self, submission: _Submission) -> None:
         if len(submission.results) < len(submission.entries):
@@ -311,10 +347,9 @@ class Batcher:
     # Waking up.
 
     def _notify(self) -> None:
-        """Let every slot that waits look for a pass."""
-        # Set and cleared at once: whoever waits now is woken, whoever comes later has just looked.
-        self._wake.set()
-        self._wake.clear()
+        """Let every slot that waits look for passes, in the order that the scheduler wants."""
+        for slot in self._scheduler.asking_order():
+            self._wakes[slot].set()
 
     def _look_ahead(self) -> None:
         """Answer those whose deadline has come, and wake up again at the scheduler's next moment."""
@@ -339,7 +374,11 @@ class Batcher:
 async def _attempt(runner: Runner, composed: Pass) -> RunResult | Exception:
     """Run a pass; what goes wrong is returned, so that it ends at the callers and not in the slot."""
     try:
-        result = await runner.run([entry.payload for entry in composed.entries])
+        result = await runner.run(
+            [entry.payload for entry in composed.entries],
+            is_urgent=composed.is_urgent,
+            may_interrupt=composed.may_interrupt,
+        )
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

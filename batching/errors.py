@@ -4,6 +4,7 @@ BatchingError
 ├── QueueFullError           the lane holds as much as it may; comes with a wait
 ├── SubmissionTooLargeError  the submission alone is more than the lane may hold; waiting is no use
 ├── DeadlineError            the deadline passed before there was a result
+│   └── DeadlineUnmeetableError   ... or would pass, by all that is known, so nothing was begun
 ├── EntryFailedError         one entry of a submission failed, by its own fault or by exhausted retries
 ├── ShuttingDownError        the batcher is closing
 ├── NoRunnersError           every runner is gone for good
@@ -21,11 +22,28 @@ class QueueFullError(BatchingError):
     """The lane cannot take the submission: it would hold more than it is allowed to."""
 
     def __init__(
-        self, lane: Lane, *, what: str, num_waiting: int, limit: int, num_new: int, retry_after_s: float
+        self,
+        lane: Lane,
+        *,
+        what: str,
+        num_waiting: float,
+        limit: float,
+        num_new: float,
+        retry_after_s: float,
     ) -> None:
+        """Say what there is too much of.
+
+        Args:
+            lane: The lane.
+            what: ``"entries"``, or ``"seconds of work"``.
+            num_waiting: How much of it waits.
+            limit: How much of it may wait.
+            num_new: How much of it the request would add.
+            retry_after_s: When there will be room, unless others take it first.
+        """
         super().__init__(
-            f"the {lane} lane is full: {num_waiting} {what} are waiting, {limit} are allowed, "
-            f"and the request brings {num_new}"
+            f"the {lane} lane is full: {num_waiting:.9g} {what} are waiting, {limit:.9g} are allowed, "
+            f"and the request brings {num_new:.9g}"
         )
         self.lane = lane
         self.what = what
@@ -52,6 +70,20 @@ class DeadlineError(BatchingError):
     def __init__(self, *, waited_s: float) -> None:
         super().__init__(f"the deadline passed: there was no result after {waited_s * 1000:.0f} ms")
         self.waited_s = waited_s
+
+
+class DeadlineUnmeetableError(DeadlineError):
+    """The deadline is earlier than the result can be there; the request was not let in."""
+
+    def __init__(self, *, timeout_s: float, predicted_s: float) -> None:
+        BatchingError.__init__(
+            self,
+            f"the deadline is in {timeout_s * 1000:.0f} ms, "
+            f"and the result is expected in {predicted_s * 1000:.0f} ms",
+        )
+        self.waited_s = 0.0
+        self.timeout_s = timeout_s
+        self.predicted_s = predicted_s
 
 
 class EntryFailedError(BatchingError):

@@ -12,11 +12,26 @@ class RunResult:
     results: Sequence[object]
     """One for each payload, in order. An ``Exception`` fails its own entry and no other."""
     device_s: float
-    """Time the device spent on the pass."""
+    """Time the device spent on the pass, without urgent passes that ran in the middle of it."""
 
 
 class Runner(Protocol):
-    """Computes one pass at a time. One runner serves one slot."""
+    """Computes passes, one after the other. One runner serves one slot.
+
+    The simplest one has a depth of 1 and cannot be interrupted: it is handed a pass when the one before
+    has come back. One with a depth of 2 may be handed the next pass while the first runs (it is *staged*,
+    so that the device never waits for the gateway), and an urgent one beside them.
+    """
+
+    @property
+    def depth(self) -> int:
+        """1, or 2: passes that it can be handed at once, apart from urgent ones."""
+        return 1
+
+    @property
+    def can_interrupt(self) -> bool:
+        """Whether a running pass makes room for an urgent one between two of its layers."""
+        return False
 
     async def wait_ready(self) -> None:
         """Return when a pass may be run: at once, or when a restart is over.
@@ -25,8 +40,16 @@ class Runner(Protocol):
         """
         ...
 
-    async def run(self, payloads: Sequence[object]) -> RunResult:
+    async def run(self, payloads: Sequence[object], *, is_urgent: bool, may_interrupt: bool) -> RunResult:
         """Compute a pass.
+
+        With a depth of 2 up to three calls are under way at once, and at most two of them are urgent.
+        They begin in the order in which they came, but urgent ones before all others.
+
+        Args:
+            payloads: What the pass holds.
+            is_urgent: It begins before every pass that is not urgent and has not begun.
+            may_interrupt: If the pass that runs is not urgent, it begins between two layers of it.
 
         Raises:
             RunnerLostError: The runner died under the pass, which may be tried again, here or elsewhere.

@@ -1,44 +1,68 @@
-"""Decides which entries run next, how many at once, and which are given up. No clock, no asyncio.
+"""Decides which entries run next, how many at once, where, and which are given up. No clock, no asyncio.
 
-Rule 1: every choice of order and size is made in this file.
+Rule 1: every choice of order, size and place is made in this file.
 Rule 2: nothing here waits or wakes anyone, and time is an argument; batcher.py waits.
+Rule 3: whatever is weighed against something else is weighed in device seconds.
 
-**Who goes first.** Queries, the most urgent deadline first. What room they leave is filled up with
-documents, but only to ``fill_tokens``: below the size at which a device saturates the filling is nearly
-free, above it the query would wait for it. Without queries documents run in full passes, and the batch
-lane takes what they leave. So a query waits for the pass that is running and for its own, however many
-documents are queued.
+**Who goes first.** Queries, the most urgent first. What room they leave is filled up with documents, but
+only to ``fill_s``: below the size at which a device saturates the filling is nearly free, above it the
+query would wait for it. Without queries documents run in full passes, and the batch lane takes what they
+leave. Every pass is bounded in time, so a query waits for the pass that is running and for its own, however
+many documents are queued.
 
-**Who is never starved.** While a lane waits, every second of device time that goes to a pass earns it
-its share of that second as credit, and what it gets of the pass is deducted. A lane whose credit pays
-for a pass of its own leads the next one. Credit exists only while there is work waiting: a lane that
-was served anyway never holds any, and nobody pays for a lane that is empty. To earn first and be
-served afterwards (deficit round robin, Shreedhar and Varghese, SIGCOMM 1995, on seconds for bytes)
-means that a few queries in a row never find documents in front of them.
+**Two lines lead to a device.** On the main line one pass runs and one is staged behind it, so that the
+device never waits for us. What is staged holds no queries. They take the urgent line, which overtakes
+whatever has not begun, and may break into a running pass of documents where the runner can do that. So a
+staged pass costs a query nothing, and need not be revoked. An urgent pass is composed at the last moment:
+the later that is, the more queries share it. And where nothing is staged, none is needed: queries wait for
+the slot to become idle.
+
+**What queries may waste.** A pass for a few queries costs what every pass costs, and documents could have
+been in it. While little was wasted lately queries break in at once, in short passes; the more was wasted, the
+fuller their passes become, and in the end they wait for the one that runs.
+
+**Who is never starved.** While a lane has work, every second of device time that goes to a pass earns it
+its share of that second as credit, and what it gets of the pass is deducted. Credit is spent as room that
+is kept for the lane in passes of queries. A lane whose credit pays for a pass of its own leads the next one,
+and the urgent line is closed until then: so no pass is interrupted without end either. Credit exists only
+while there is work: a lane that was served anyway never holds any, and nobody pays for a lane that is
+empty. To earn first and be served afterwards (deficit round robin, Shreedhar and Varghese, SIGCOMM 1995, on
+seconds for bytes) means that a few queries in a row never find documents in front of them.
 
 **What becomes of a failed pass.** If the runner died, the pass may be innocent: it runs once more
 whole. If it fails again, or if the model raised, it is halved until the culprit stands alone. These
-groups run apart from everything else, and hold entries of one lane only.
+groups run apart from everything else, and hold entries of one lane only. Passes that had not begun when
+the runner died are not blamed.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import chain, count, islice
+from math import exp, inf
 
 from batching.cost import CostModel, Shape
-from batching.errors import QueueFullError, SubmissionTooLargeError
+from batching.errors import DeadlineUnmeetableError, QueueFullError, SubmissionTooLargeError
 from batching.lanes import LaneQueue
 from batching.limits import Limits
+from batching.lines import SlotLines
+from batching.room import TINY_S, Room, best_fit, in_order
 from batching.statistics import LaneLoad, LaneStatistics, SchedulerStatistics
-from batching.types import Entry, Lane, Pass
+from batching.types import Entry, Lane, Pass, Slot
 
-_LOOK_PAST = 64
-"""Entries looked at behind the first one that does not fit. Bounds the work of composing a pass."""
 _MAX_OVERTAKINGS = 16
 """Passes that may take others past the first in line. Then nobody passes it until it has run."""
 _SLACK = 64
 """Deadlines of finished entries that are kept beyond as many as there are living ones."""
+_COMMIT_AHEAD_S = 0.002
+"""An urgent pass is handed out so long before its turn: what a pass takes to reach a runner, with room."""
+_BURST_S = 1.0
+"""The interruptions of so much time may come all at once."""
+_RECENT_S = 5.0
+"""Device time over which it is remembered who got how much of it."""
+_NUM_WEIGHED = 256
+"""Entries that are looked at one by one to say when there is room again; those behind them are averaged."""
+_NOTHING = Shape(num_tokens=0)
 
 
 @dataclass(slots=True)
@@ -61,14 +85,20 @@ class Scheduler:
     ``retry`` for that pass; ``cancel`` and ``expire`` may come between any two.
     """
 
-    def __init__(self, limits: Limits, *, cost: CostModel, num_slots: int = 1) -> None:
+    def __init__(self, limits: Limits, *, cost: CostModel, slots: Sequence[Slot] = (Slot(),)) -> None:
         self._limits = limits
         self._cost = cost
-        self._num_slots = num_slots
-        self._lanes = {lane: LaneQueue(is_by_deadline=lane is Lane.QUERY) for lane in Lane}
+        self._slots = tuple(SlotLines(can=can) for can in slots)
+        self._lanes = {
+            lane: LaneQueue(
+                price_s=cost.predict_work_s, urgency=self._urgency_s if lane is Lane.QUERY else None
+            )
+            for lane in Lane
+        }
         self._tallies = {lane: _Tally() for lane in Lane}
         self._credit_s = dict.fromkeys(limits.shares, 0.0)
-        self._passes: set[Pass] = set()
+        # With the part of each that a lane has.
+        self._passes: dict[Pass, dict[Lane, float]] = {}
         # Without those that were cancelled or expired under way: nobody wants their results.
         self._running: set[Entry] = set()
         # A heap of (deadline, tie-break, entry); entries that have gone are dropped when met.
@@ -76,29 +106,46 @@ class Scheduler:
         self._tie_break = count()
         self._expired: list[Entry] = []
         self._lingers = limits.max_wait_s > 0
+        self._last_query_s = -inf
+        # What queries may still waste, and when that was true.
+        self._budget_s = self._max_budget_s
+        self._budget_at_s = -inf
+        # Of the last seconds of device time, the part that each lane got.
+        self._recent = dict.fromkeys(Lane, 0.0)
         self._num_passes = 0
         self._num_failed_passes = 0
+        self._num_urgent_passes = 0
+        self._num_interruptions = 0
+        self._wasted_s = 0.0
 
     # In and out.
 
     def admit(self, entries: Sequence[Entry], now_s: float) -> None:
-        """Let entries of one lane wait: all of them, or none.
+        """Let entries of one lane and one tenant wait: all of them, or none.
 
         Raises:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
             QueueFullError: They are more than the lane may hold now; the error carries the time in
                 which there is room for them, by the backlog and the speed of all slots.
+            DeadlineUnmeetableError: Their deadline is earlier than they can be done.
         """
         if not entries:
             return
         lane = entries[0].lane
         assert all(entry.lane is lane for entry in entries), "a submission waits in one lane"
-        self._refuse_overflow(lane, len(entries), sum(entry.num_tokens for entry in entries), now_s)
+        try:
+            self._refuse_overflow(lane, entries, now_s)
+            self._refuse_unmeetable(lane, entries, now_s)
+        except Exception:
+            self._tallies[lane].num_refused += len(entries)
+            raise
         for entry in entries:
             self._lanes[lane].append(entry)
             if entry.deadline_s is not None:
                 heappush(self._deadlines, (entry.deadline_s, next(self._tie_break), entry))
         self._tallies[lane].num_admitted += len(entries)
+        if lane is Lane.QUERY:
+            self._last_query_s = now_s
         self._sweep_deadlines()
 
     def cancel(self, entry: Entry) -> None:
@@ -125,26 +172,26 @@ class Scheduler:
 
     # Passes.
 
-    def next_pass(self, now_s: float) -> Pass | None:
-        """Take the next pass out of the lanes; ``None`` if nothing is to run now.
+    def asking_order(self) -> list[int]:
+        """In which order slots are to ask for passes: idle ones first, so that a query goes there."""
+        return sorted(range(len(self._slots)), key=lambda slot: self._slots[slot].num_out)
 
+    def next_pass(self, now_s: float, slot: int = 0) -> Pass | None:
+        """Take the next pass for a slot out of the lanes; ``None`` if it is to be handed nothing now.
+
+        Ask again until there is nothing, for every slot, whenever something has come in or come back.
         Every pass that is returned must come back, to ``finish`` or to ``retry``.
         """
         self._withdraw_expired(now_s)
-        if (linger_until_s := self._linger_until_s()) is not None and now_s < linger_until_s:
-            return None
-        leading = self._leading_lane()
-        if leading is None:
-            return None
-        entries = self._lanes[leading].take_group() or self._compose(leading)
-        composed = Pass(entries=entries, composed_s=now_s, predicted_s=self._predict_s(entries))
-        self._passes.add(composed)
-        self._running.update(entries)
-        self._credit(composed, composed.predicted_s)
-        return composed
+        lines = self._slots[slot]
+        if not lines.num_out:
+            return self._next_for_idle(slot, now_s)
+        return self._next_urgent(slot, now_s) or self._next_staged(slot, now_s)
 
     def next_event_s(self, now_s: float) -> float | None:
-        """When to ask again even though nothing has happened: a deadline, or the end of a linger.
+        """When to ask again even though nothing has happened.
+
+        At a deadline, at the end of a linger, at the last moment to hand out an urgent pass.
 
         ``None``: only an arrival or the end of a pass changes anything.
         """
@@ -154,19 +201,28 @@ class Scheduler:
             heappop(self._deadlines)
         moments = [self._deadlines[0][0]] if self._deadlines else []
         # A linger that is over is no event: the pass is there for whichever slot asks next.
-        if (linger_until_s := self._linger_until_s()) is not None and linger_until_s > now_s:
+        if (linger_until_s := self._linger_until_s(now_s)) is not None and linger_until_s > now_s:
             moments.append(linger_until_s)
+        if self._lanes[Lane.QUERY]:
+            commits_s = (
+                self._commit_s(lines, now_s)
+                for lines in self._slots
+                if lines.can_take_urgent(may_interrupt=False)
+            )
+            # Timers are as exact as clocks are.
+            moments += [moment_s for moment_s in commits_s if moment_s > now_s + TINY_S]
         return min(moments, default=None)
 
-    def finish(self, done: Pass, *, device_s: float, failed: Collection[Entry] = ()) -> None:
+    def finish(self, done: Pass, now_s: float, *, device_s: float, failed: Collection[Entry] = ()) -> None:
         """Take note that a pass came back with results.
 
         Args:
             done: The pass.
+            now_s: When it came back.
             device_s: What it cost, as measured; corrects the prediction that was charged for it.
             failed: Entries that got an error of their own instead of a result.
         """
-        self._passes.remove(done)
+        parts = self._take_back(done, now_s)
         self._num_passes += 1
         for entry in done.entries:
             if entry in self._running:
@@ -176,18 +232,22 @@ class Scheduler:
                     tally.num_failed += 1
                 else:
                     tally.num_done += 1
-        for lane, num_tokens in done.num_tokens_by_lane().items():
-            self._tallies[lane].device_s += device_s * num_tokens / done.num_tokens
-        self._credit(done, device_s - done.predicted_s)
-        self._cost.observe(_shape_of(done.entries), device_s)
+        for lane, part in parts.items():
+            self._tallies[lane].device_s += device_s * part
+        kept = exp(-device_s / _RECENT_S)
+        for lane in Lane:
+            self._recent[lane] = kept * self._recent[lane] + (1 - kept) * parts.get(lane, 0.0)
+        self._credit(parts, device_s - done.predicted_s)
+        self._cost.observe(done.shape, device_s)
 
-    def retry(self, failed: Pass, *, is_runner_lost: bool) -> tuple[Entry, ...]:
+    def retry(self, failed: Pass, now_s: float, *, is_runner_lost: bool) -> tuple[Entry, ...]:
         """Let the entries of a pass that came back without results run again, as far as that makes sense.
 
         Entries that were cancelled or expired under way are left out.
 
         Args:
             failed: The pass.
+            now_s: When it came back.
             is_runner_lost: The runner died under it, by the pass's fault or not. False: the model
                 raised, and would raise again.
 
@@ -195,16 +255,18 @@ class Scheduler:
             Entries that are given up: a single one that raised, or that was alone when a runner died
             that was not the first.
         """
-        self._passes.remove(failed)
+        is_innocent = is_runner_lost and not self._slots[failed.slot].blame(failed)
+        self._take_back(failed, now_s)
         self._num_failed_passes += 1
         living = [entry for entry in failed.entries if entry in self._running]
         self._running.difference_update(living)
-        if is_runner_lost:
+        if is_runner_lost and not is_innocent:
             for entry in living:
                 entry.num_attempts += 1
         # A group comes from one pass, so its entries have died together.
         is_first_death = is_runner_lost and all(entry.num_attempts == 1 for entry in living)
-        if len(failed.entries) == 1 and not is_first_death:
+        is_whole = is_innocent or is_first_death
+        if len(failed.entries) == 1 and not is_whole:
             for entry in living:
                 self._tallies[entry.lane].num_failed += 1
             return tuple(living)
@@ -212,7 +274,7 @@ class Scheduler:
             group = [entry for entry in living if entry.lane is lane]
             # A mixed pass falls into its lanes first, and one that lost members is smaller already.
             is_cut = len(group) < len(failed.entries)
-            middle = len(group) if is_first_death or is_cut else len(group) // 2
+            middle = len(group) if is_whole or is_cut else len(group) // 2
             for half in (group[middle:], group[:middle]):
                 if half:
                     queue.push_group(half)
@@ -223,7 +285,16 @@ class Scheduler:
     def lane_load(self, lane: Lane) -> LaneLoad:
         """How much waits in a lane, from its counters: cheap enough to be told with every answer."""
         queue = self._lanes[lane]
-        return LaneLoad(num_waiting=len(queue), num_waiting_tokens=queue.num_tokens)
+        return LaneLoad(
+            num_waiting=len(queue),
+            num_waiting_tokens=queue.num_tokens,
+            waiting_s=self._waiting_s(lane),
+            max_waiting_tokens=self._cost.count_tokens(
+                self._limits.max_waiting_s[lane] * len(self._slots),
+                pass_s=self._limits.max_pass_s,
+                max_tokens=self._limits.max_pass_tokens,
+            ),
+        )
 
     def statistics(self, now_s: float) -> SchedulerStatistics:
         """A snapshot of what waits, what runs, and what has become of the rest.
@@ -236,8 +307,12 @@ class Scheduler:
         return SchedulerStatistics(
             lanes={lane: self._lane_statistics(lane, num_running[lane], now_s) for lane in Lane},
             num_running_passes=len(self._passes),
+            num_staged_passes=sum(len(lines.staged) for lines in self._slots),
             num_passes=self._num_passes,
             num_failed_passes=self._num_failed_passes,
+            num_urgent_passes=self._num_urgent_passes,
+            num_interruptions=self._num_interruptions,
+            wasted_s=self._wasted_s,
         )
 
     def __repr__(self) -> str:
@@ -250,6 +325,8 @@ class Scheduler:
         return LaneStatistics(
             num_waiting=len(queue),
             num_waiting_tokens=queue.num_tokens,
+            waiting_s=self._waiting_s(lane),
+            num_tenants=queue.num_tenants,
             oldest_wait_s=0.0 if oldest_arrival_s is None else now_s - oldest_arrival_s,
             num_running=num_running,
             num_admitted=tally.num_admitted,
@@ -261,122 +338,410 @@ class Scheduler:
             device_s=tally.device_s,
         )
 
+    # Who goes where.
+
+    def _next_for_idle(self, slot: int, now_s: float) -> Pass | None:
+        if (linger_until_s := self._linger_until_s(now_s)) is not None and now_s < linger_until_s:
+            return None
+        leading = self._leading_lane()
+        if leading is None:
+            return None
+        entries = self._lanes[leading].take_group() or self._compose(leading, now_s)
+        return self._hand_out(slot, entries, now_s)
+
+    def _next_urgent(self, slot: int, now_s: float) -> Pass | None:
+        if not self._lanes[Lane.QUERY]:
+            return None
+        lines = self._slots[slot]
+        may_interrupt = self._may_interrupt(lines, now_s)
+        if not lines.can_take_urgent(may_interrupt=may_interrupt) or self._owed_lane() is not None:
+            return None
+        if not may_interrupt and now_s < self._commit_s(lines, now_s) - TINY_S:
+            return None
+        start_s = self._start_s(lines, now_s)
+        for other in self._slots:
+            can_take = other.can_take_urgent(may_interrupt=self._may_interrupt(other, now_s))
+            if can_take and self._start_s(other, now_s) < start_s - TINY_S:
+                return None  # That slot has asked before, or will ask next.
+        entries = self._lanes[Lane.QUERY].take_group() or self._compose(Lane.QUERY, now_s)
+        return self._hand_out(slot, entries, now_s, is_urgent=True, may_interrupt=may_interrupt)
+
+    def _commit_s(self, lines: SlotLines, now_s: float) -> float:
+        """When an urgent pass has to be handed out; queries join it until then.
+
+        In time to begin before what is staged, even if the pass that runs ends as early as one in a hundred.
+        A full one has nothing to wait for.
+        """
+        if self._lanes[Lane.QUERY].group or self._is_pass_full([Lane.QUERY], now_s):
+            return now_s
+        running = lines.running
+        assert running is not None, "only a busy slot has something to overtake"
+        early_s = max(0.0, -self._cost.residual(0.01)) * running.predicted_s
+        return lines.since_s + running.predicted_s - early_s - _COMMIT_AHEAD_S
+
+    def _start_s(self, lines: SlotLines, now_s: float) -> float:
+        """In what time an urgent pass can begin on a slot; what is overdue may be so for as long again."""
+        may_begin_now = self._may_interrupt(lines, now_s) and not lines.urgent
+        return lines.overdue_s(now_s) + (0.0 if may_begin_now else lines.rest_s(now_s))
+
+    def _next_staged(self, slot: int, now_s: float) -> Pass | None:
+        lines = self._slots[slot]
+        if lines.num_out >= lines.can.depth or self._linger_until_s(now_s) is not None:
+            return None
+        if self._lanes[Lane.QUERY] and self._owed_lane() is None:
+            return None  # They are about to run here or elsewhere, and may leave room for documents.
+        lanes = [lane for lane in Lane if lane is not Lane.QUERY]
+        # Less than a pass gathers company until the device is free.
+        if not self._is_pass_full(lanes, now_s):
+            return None
+        leading = self._leading_lane(lanes)
+        assert leading is not None, "a full pass has somebody in it"
+        entries = self._lanes[leading].take_group() or self._compose(leading, now_s, lanes)
+        return self._hand_out(slot, entries, now_s)
+
+    def _hand_out(
+        self,
+        slot: int,
+        entries: tuple[Entry, ...],
+        now_s: float,
+        *,
+        is_urgent: bool = False,
+        may_interrupt: bool = False,
+    ) -> Pass:
+        composed = Pass(
+            entries=entries,
+            slot=slot,
+            is_urgent=is_urgent,
+            may_interrupt=may_interrupt,
+            composed_s=now_s,
+            predicted_s=self._predict_s(entries),
+        )
+        if is_urgent:
+            self._num_urgent_passes += 1
+        if may_interrupt:
+            self._num_interruptions += 1
+        others_wait = any(queue for lane, queue in self._lanes.items() if lane is not Lane.QUERY)
+        if entries[0].lane is Lane.QUERY and others_wait:
+            wasted_s = self._waste_s(composed, now_s)
+            self._wasted_s += wasted_s
+            # Only breaking in goes into debt, by one pass: the others run in any case.
+            least_s = -inf if may_interrupt else min(self._budget_s, 0.0)
+            self._budget_s = max(least_s, self._budget_s - wasted_s)
+        self._passes[composed] = self._parts(composed)
+        self._running.update(entries)
+        self._slots[slot].add(composed, now_s)
+        self._credit(self._passes[composed], composed.predicted_s)
+        return composed
+
+    def _take_back(self, out: Pass, now_s: float) -> dict[Lane, float]:
+        self._slots[out.slot].remove(out, now_s)
+        return self._passes.pop(out)
+
+    def _leading_lane(self, lanes: Iterable[Lane] = tuple(Lane)) -> Lane | None:
+        """The lane whose turn it is: the first one that is owed a pass, else the first one that waits."""
+        waiting = [lane for lane in lanes if self._lanes[lane]]
+        owed = self._owed_lane()
+        return owed if owed in waiting else next(iter(waiting), None)
+
+    # What queries waste.
+
+    def _may_interrupt(self, lines: SlotLines, now_s: float) -> bool:
+        if not lines.is_interruptible():
+            return False
+        self._refill_budget(now_s)
+        return self._budget_s > TINY_S
+
+    @property
+    def _max_budget_s(self) -> float:
+        return self._limits.interruption_share * len(self._slots) * _BURST_S
+
+    def _refill_budget(self, now_s: float) -> None:
+        earned_s = self._limits.interruption_share * len(self._slots) * (now_s - self._budget_at_s)
+        self._budget_s = min(self._max_budget_s, self._budget_s + earned_s)
+        self._budget_at_s = now_s
+
+    def _waste_s(self, composed: Pass, now_s: float) -> float:
+        """What a pass costs that would not be there without its queries, apart from their own work.
+
+        That is what every pass costs, less what is saved because the documents in it need no other pass.
+        """
+        work_s = self._cost.predict_work_s(composed.shape)
+        documents = Shape.of(entry.shape for entry in composed.entries if entry.lane is not Lane.QUERY)
+        room_s = self._cost.room_s(self._document_pass_s(now_s))
+        saved = min(1.0, self._cost.predict_work_s(documents) / room_s) if room_s > 0 else 0.0
+        return (composed.predicted_s - work_s) * (1 - saved)
+
     # Composing a pass.
 
-    def _leading_lane(self) -> Lane | None:
-        """The lane whose turn it is: the first one that is owed a pass, else the first one that waits."""
-        waiting = [lane for lane in Lane if self._lanes[lane]]
-        for lane in waiting:
-            credit_s = self._credit_s.get(lane, 0.0)
-            if credit_s > 0 and credit_s >= self._turn_cost_s(lane):
-                return lane
-        return waiting[0] if waiting else None
-
-    def _turn_cost_s(self, lane: Lane) -> float:
-        """What the lane's next pass of its own would cost."""
-        entries = self._lanes[lane].group or self._pick(
-            lane, [], self._limits.max_pass_tokens, self._limits.max_pass_entries
-        )
-        return self._predict_s(entries)
-
-    def _compose(self, leading: Lane) -> tuple[Entry, ...]:
+    def _compose(self, leading: Lane, now_s: float, lanes: Iterable[Lane] = tuple(Lane)) -> tuple[Entry, ...]:
         """Fill one pass: the leading lane first, then the others in their order."""
         chosen: list[Entry] = []
-        num_tokens = 0
-        for lane in sorted(Lane, key=lambda lane: lane is not leading):
-            has_queries = any(entry.lane is Lane.QUERY for entry in chosen)
-            is_fill = has_queries and lane is not Lane.QUERY
-            max_tokens = self._limits.fill_tokens if is_fill else self._limits.max_pass_tokens
-            picked = self._pick(
-                lane, chosen, max_tokens - num_tokens, self._limits.max_pass_entries - len(chosen)
-            )
-            self._lanes[lane].take(picked)
-            chosen += picked
-            num_tokens += sum(entry.num_tokens for entry in picked)
+        if leading is Lane.QUERY:
+            self._add_queries_and_fill(chosen, now_s)
+            return tuple(chosen)
+        pass_s = self._document_pass_s(now_s)
+        room = Room(self._cost, self._limits, pass_s)
+        for lane in sorted(lanes, key=lambda lane: lane is not leading):
+            # Queries ride along only if the pass is short enough for them.
+            longer_s = self._cost.room_s(pass_s) - self._cost.room_s(self._limits.max_pass_s)
+            self._add(lane, chosen, room, keep_s=longer_s if lane is Lane.QUERY else 0.0)
         return tuple(chosen)
 
-    def _pick(self, lane: Lane, chosen: Sequence[Entry], room_tokens: int, room_entries: int) -> list[Entry]:
-        """Choose who of a lane joins the entries chosen so far. Changes nothing."""
+    def _add_queries_and_fill(self, chosen: list[Entry], now_s: float) -> None:
+        """Queries, as much of the others as is owed to them or costs little, and queries again."""
+        room = Room(self._cost, self._limits, self._limits.max_pass_s)
+        whole_s = room.work_s
+        reserves_s = {lane: self._reserve_s(lane) for lane in Lane}
+        self._add(Lane.QUERY, chosen, room, keep_s=sum(reserves_s.values()))
+        fill_s = self._fill_work_s(now_s)
+        for lane in (Lane.DOCUMENT, Lane.BATCH):
+            # Queries may have left all of the room, or an entry larger than a pass less than none.
+            used_s = whole_s - room.work_s
+            allowed_s = max(reserves_s[lane], fill_s - used_s)
+            self._add(lane, chosen, room, keep_s=max(0.0, room.work_s - allowed_s))
+        self._add(Lane.QUERY, chosen, room)
+
+    def _fill_work_s(self, now_s: float) -> float:
+        """How much work a pass with queries may hold in all before documents are left out of it."""
+        if self._limits.fill_s == 0:
+            return 0.0
+        self._refill_budget(now_s)
+        # The fuller passes are, the less is wasted; and the longer queries take.
+        is_short = self._budget_s < self._max_budget_s / 2
+        fill_s = self._limits.max_pass_s if is_short else self._limits.fill_s
+        return max(fill_s, self._cost.floor_s) - self._cost.fixed_s
+
+    def _reserve_s(self, lane: Lane) -> float:
+        """What a pass of queries keeps free for a lane: what is owed to it, up to its share."""
+        if not self._lanes[lane] or self._lanes[lane].group:
+            return 0.0
+        share = self._limits.shares.get(lane, 0.0)
+        return min(self._credit_s.get(lane, 0.0), share * self._limits.max_pass_s)
+
+    def _add(self, lane: Lane, chosen: list[Entry], room: Room, *, keep_s: float = 0.0) -> None:
+        picked = self._pick(lane, room, keep_s=keep_s)
+        self._lanes[lane].take(picked)
+        chosen += picked
+
+    def _pick(self, lane: Lane, room: Room, *, keep_s: float = 0.0) -> list[Entry]:
+        """Choose who of a lane goes into the room, but for what is kept free of it. Takes nobody."""
         queue = self._lanes[lane]
-        if queue.group and chosen:
+        if queue.group and not room.is_empty:
             return []  # The group is first in line and runs apart; to pass it by would starve it.
         first = next(iter(queue), None)
-        if first is not None and not chosen and first.num_tokens > room_tokens:
-            return [first]  # It will never fit better than alone.
+        if first is not None and room.is_empty and not room.fits(first, keep_s=keep_s):
+            room.take(first)  # It will never fit better than alone.
+            return [first]
         if lane is Lane.QUERY or queue.num_overtakings >= _MAX_OVERTAKINGS:
-            return _in_order(queue, room_tokens, room_entries)
-        return _best_fit(queue, room_tokens, room_entries)
+            return in_order(queue, room, keep_s)
+        return best_fit(queue, room, keep_s)
 
-    def _linger_until_s(self) -> float | None:
+    def _document_pass_s(self, now_s: float) -> float:
+        """How long a pass without queries may be now."""
+        is_quiet = not self._lanes[Lane.QUERY] and now_s - self._last_query_s >= self._limits.quiet_after_s
+        return self._limits.max_document_pass_s if is_quiet else self._limits.max_pass_s
+
+    def _is_pass_full(self, lanes: Iterable[Lane], now_s: float) -> bool:
+        """Whether what waits in these lanes is at least a pass, or must run apart anyway."""
+        queues = [self._lanes[lane] for lane in lanes]
+        if any(queue.group for queue in queues):
+            return True
+        waiting = Shape.of(queue.shape for queue in queues)
+        return (
+            self._cost.predict_work_s(waiting) >= self._cost.room_s(self._document_pass_s(now_s)) - TINY_S
+            or waiting.num_tokens >= self._limits.max_pass_tokens
+            or sum(map(len, queues)) >= self._limits.max_pass_entries
+        ) and waiting.num_tokens > 0
+
+    def _linger_until_s(self, now_s: float) -> float | None:
         """Until when a pass waits for company. ``None``: there is no pass, or it has no reason to wait."""
-        queues = self._lanes.values()
-        if not self._lingers or self._lanes[Lane.QUERY] or any(queue.group for queue in queues):
+        if not self._lingers or self._lanes[Lane.QUERY] or self._is_pass_full(Lane, now_s):
             return None
-        is_full = (
-            sum(queue.num_tokens for queue in queues) >= self._limits.max_pass_tokens
-            or sum(len(queue) for queue in queues) >= self._limits.max_pass_entries
-        )
-        arrivals_s = [arrival_s for queue in queues if (arrival_s := queue.oldest_arrival_s()) is not None]
-        return None if is_full or not arrivals_s else min(arrivals_s) + self._limits.max_wait_s
+        arrivals_s = [
+            arrival_s for queue in self._lanes.values() if (arrival_s := queue.oldest_arrival_s()) is not None
+        ]
+        return min(arrivals_s) + self._limits.max_wait_s if arrivals_s else None
 
     # Service.
 
-    def _credit(self, charged: Pass, seconds: float) -> None:
-        """Give each waiting lane its share of the seconds, and deduct what it got of the pass."""
-        tokens = charged.num_tokens_by_lane()
-        for lane, share in self._limits.shares.items():
-            received_s = seconds * tokens.get(lane, 0) / charged.num_tokens
-            earned_s = self._credit_s[lane] + share * seconds - received_s
-            self._credit_s[lane] = max(0.0, earned_s) if self._lanes[lane] else 0.0
+    def _owed_lane(self) -> Lane | None:
+        """The first lane whose credit pays for a pass of its own."""
+        for lane in Lane:
+            credit_s = self._credit_s.get(lane, 0.0)
+            if credit_s > 0 and credit_s >= self._turn_cost_s(lane):
+                return lane
+        return None
 
-    def _predict_s(self, entries: Collection[Entry]) -> float:
-        return self._cost.predict_s(_shape_of(entries))
+    def _turn_cost_s(self, lane: Lane) -> float:
+        """What the lane's next pass of its own would cost, or the one that it waits to see the end of."""
+        queue = self._lanes[lane]
+        if group := queue.group:
+            return self._predict_s(group)
+        if queue:
+            return self._predict_s(self._pick(lane, Room(self._cost, self._limits, self._limits.max_pass_s)))
+        return min((out.predicted_s for out in self._interruptible_with(lane)), default=inf)
+
+    def _interruptible_with(self, lane: Lane) -> Iterator[Pass]:
+        """Passes that queries may hold up, and that a lane has a part in."""
+        for lines in self._slots:
+            if lines.can.can_interrupt:
+                yield from (out for out in lines.main if lane in self._passes[out])
+
+    def _credit(self, parts: Mapping[Lane, float], seconds: float) -> None:
+        """Give each lane that has work its share of the seconds of a pass, and deduct its part of them."""
+        for lane, share in self._limits.shares.items():
+            earned_s = self._credit_s[lane] + seconds * (share - parts.get(lane, 0.0))
+            has_work = bool(self._lanes[lane]) or any(self._interruptible_with(lane))
+            self._credit_s[lane] = max(0.0, earned_s) if has_work else 0.0
+
+    def _parts(self, of: Pass) -> dict[Lane, float]:
+        """Which part of a pass each lane got: of its work, or of its tokens if that is free."""
+        work_s = dict.fromkeys(of.num_tokens_by_lane(), 0.0)
+        for entry in of.entries:
+            work_s[entry.lane] += self._cost.predict_work_s(entry.shape)
+        if (whole_s := sum(work_s.values())) > 0:
+            return {lane: part_s / whole_s for lane, part_s in work_s.items()}
+        return {lane: num_tokens / of.num_tokens for lane, num_tokens in of.num_tokens_by_lane().items()}
+
+    def _predict_s(self, entries: Iterable[Entry]) -> float:
+        return self._cost.predict_s(Shape.of(entry.shape for entry in entries))
+
+    def _urgency_s(self, query: Entry) -> float:
+        # A caller's own deadline only counts if it is earlier: the OpenAI SDK sends its time-out of ten
+        # minutes with every call, and would be overtaken by everybody else for as long.
+        wanted_s = query.arrival_s + self._limits.query_slo_s
+        return wanted_s if query.deadline_s is None else min(query.deadline_s, wanted_s)
 
     # Admission.
 
-    def _refuse_overflow(self, lane: Lane, num_entries: int, num_tokens: int, now_s: float) -> None:
+    def _waiting_s(self, lane: Lane) -> float:
+        """How long all slots together need for what waits in a lane."""
         queue = self._lanes[lane]
-        measures = (
-            ("entries", num_entries, len(queue), self._limits.max_waiting_entries[lane]),
-            ("tokens", num_tokens, queue.num_tokens, self._limits.max_waiting_tokens[lane]),
-        )
-        for what, num_new, _, limit in measures:
-            if num_new > limit:
-                self._tallies[lane].num_refused += num_entries
-                raise SubmissionTooLargeError(lane, what=what, limit=limit, num_new=num_new)
-        for what, num_new, num_waiting, limit in measures:
-            if num_waiting + num_new > limit:
-                self._tallies[lane].num_refused += num_entries
-                raise QueueFullError(
-                    lane,
-                    what=what,
-                    num_waiting=num_waiting,
-                    limit=limit,
-                    num_new=num_new,
-                    # Both measures count: room for the entries may come before room for the tokens.
-                    retry_after_s=self._time_to_room_s(
-                        lane, max((old + new - most) / old for _, new, old, most in measures if old), now_s
-                    ),
-                )
+        return self._backlog_s(queue.shape, len(queue)) / len(self._slots)
 
-    def _time_to_room_s(self, lane: Lane, part: float, now_s: float) -> float:
-        """When so large a part of the lane's backlog will have run, with all slots at work."""
-        own_s = part * self._backlog_s(lane)
-        ahead_s = sum(self._backlog_s(other) for other in islice(Lane, list(Lane).index(lane)))
-        running_s = sum(max(0.0, out.composed_s + out.predicted_s - now_s) for out in self._passes)
-        drain_s = ahead_s + own_s
+    def _backlog_s(self, work: Shape, num_entries: int) -> float:
+        """Device seconds for this work, in full passes."""
+        limits = self._limits
+        num_passes = self._cost.count_passes(
+            work,
+            num_entries=num_entries,
+            pass_s=limits.max_pass_s,
+            max_tokens=limits.max_pass_tokens,
+            max_entries=limits.max_pass_entries,
+        )
+        return self._cost.predict_backlog_s(work, num_passes=num_passes)
+
+    def _refuse_overflow(self, lane: Lane, entries: Sequence[Entry], now_s: float) -> None:
+        queue, num_new = self._lanes[lane], len(entries)
+        max_entries, max_s = self._limits.max_waiting_entries[lane], self._limits.max_waiting_s[lane]
+        if num_new > max_entries:
+            raise SubmissionTooLargeError(lane, what="entries", limit=max_entries, num_new=num_new)
+        if not queue:
+            return
+        new = Shape.of(entry.shape for entry in entries)
+        num_over = len(queue) + num_new - max_entries
+        over_s = self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s * len(
+            self._slots
+        )
+        if num_over <= 0 and over_s <= TINY_S:
+            return
+        retry_after_s = self._time_to_room_s(lane, num_over, over_s, now_s)
+        if num_over > 0:
+            raise QueueFullError(
+                lane,
+                what="entries",
+                num_waiting=len(queue),
+                limit=max_entries,
+                num_new=num_new,
+                retry_after_s=retry_after_s,
+            )
+        raise QueueFullError(
+            lane,
+            what="seconds of work",
+            num_waiting=round(self._waiting_s(lane), 3),
+            limit=max_s,
+            num_new=round(self._backlog_s(new, num_new) / len(self._slots), 3),
+            retry_after_s=retry_after_s,
+        )
+
+    def _time_to_room_s(self, lane: Lane, num_over: int, over_s: float, now_s: float) -> float:
+        """When so many entries and so much of the lane's work will have left it, with all slots at work.
+
+        It holds if nobody new comes before the lane, or if they come as they came of late; what comes after
+        it may take its share.
+        """
+        leaving_s = self._time_to_leave_s(lane, num_over, over_s)
+        ahead = list(Lane)[: list(Lane).index(lane)]
+        behind = [other for other in list(Lane)[len(ahead) + 1 :] if self._lanes[other]]
+        ahead_s = sum(self._time_to_leave_s(other, len(self._lanes[other]), inf) for other in ahead)
+        turns_s = sum(self._turn_cost_s(other) for other in behind if self._limits.shares.get(other))
+        rest = 1 - sum(self._limits.shares.get(other, 0.0) for other in behind)
+        drain_s = (ahead_s + leaving_s) / rest + turns_s
+        if (rest := 1 - sum(self._recent[other] for other in ahead)) > 0:
+            drain_s = max(drain_s, leaving_s / rest)
         if share := self._limits.shares.get(lane, 0.0):
-            drain_s = min(drain_s, own_s / share)
-        return (running_s + drain_s) / self._num_slots
+            drain_s = min(drain_s, leaving_s / share)
+        return (self._out_s(now_s) + drain_s) / len(self._slots) * (1 + max(0.0, self._cost.residual()))
 
-    def _backlog_s(self, lane: Lane) -> float:
-        return self._cost.predict_backlog_s(
-            num_tokens=self._lanes[lane].num_tokens,
-            num_image_tokens=self._lanes[lane].num_image_tokens,
-            num_entries=len(self._lanes[lane]),
-            max_tokens=self._limits.max_pass_tokens,
-            max_entries=self._limits.max_pass_entries,
+    def _time_to_leave_s(self, lane: Lane, num_over: int, over_s: float) -> float:
+        """Device seconds until so many entries of a lane, and so much of its work, are in passes."""
+        queue = self._lanes[lane]
+        room = Room(self._cost, self._limits, self._limits.max_pass_s)
+        full_s = self._cost.fixed_s + room.work_s
+        left, num_left, leaving_s = _NOTHING, 0, 0.0
+        for entry in islice(chain(queue.group, queue), _NUM_WEIGHED):
+            if num_left >= num_over and self._backlog_s(left, num_left) >= over_s:
+                return leaving_s
+            left, num_left = Shape.of((left, entry.shape)), num_left + 1
+            if not room.is_empty and not room.fits(entry):
+                room = Room(self._cost, self._limits, self._limits.max_pass_s)
+            if room.is_empty:
+                # Passes are counted full: others ride along.
+                leaving_s += max(full_s, self._cost.predict_s(entry.shape))
+            room.take(entry)
+        if num_left == len(queue):
+            return leaving_s
+        backlog_s = self._backlog_s(queue.shape, len(queue))
+        part = max(num_over / len(queue), over_s / backlog_s if backlog_s > 0 else 1.0)
+        return max(leaving_s, min(1.0, part) * len(queue) / num_left * leaving_s)
+
+    def _out_s(self, now_s: float) -> float:
+        """Device seconds that are left of what is out."""
+        return sum(
+            lines.rest_s(now_s) + sum(out.predicted_s for out in lines.waiting) for lines in self._slots
         )
+
+    def _refuse_unmeetable(self, lane: Lane, entries: Sequence[Entry], now_s: float) -> None:
+        deadline_s = min((entry.deadline_s for entry in entries if entry.deadline_s is not None), default=inf)
+        if deadline_s == inf or (not self._passes and not any(self._lanes.values())):
+            # An idle device tries: a prediction that is wrong is put right by nothing else.
+            return
+        predicted_s = self._time_to_finish_s(lane, entries, now_s)
+        if lane is Lane.QUERY and now_s + predicted_s > deadline_s:
+            # Only now those are counted that would really go before it.
+            urgency_s = self._urgency_s(entries[0])
+            later = [other for other in self._lanes[lane] if self._urgency_s(other) > urgency_s]
+            later_s = self._backlog_s(Shape.of(one.shape for one in later), len(later))
+            predicted_s -= later_s / len(self._slots)
+        if now_s + predicted_s > deadline_s:
+            raise DeadlineUnmeetableError(timeout_s=max(0.0, deadline_s - now_s), predicted_s=predicted_s)
+
+    def _time_to_finish_s(self, lane: Lane, entries: Sequence[Entry], now_s: float) -> float:
+        """When these entries would be done if they were admitted, as it is expected."""
+        own = Shape.of(entry.shape for entry in entries)
+        own_s = self._backlog_s(own, len(entries))
+        queue, num_slots = self._lanes[lane], len(self._slots)
+        ahead_s = self._waiting_s(lane)
+        own_part_s = own_s / min(len(entries), num_slots)
+        if lane is Lane.QUERY:
+            start_s = min(self._start_s(lines, now_s) for lines in self._slots)
+            return start_s + ahead_s + own_part_s
+        # Tenants take turns: whoever has little waiting does not wait for those who have much.
+        num_own, own_waiting = queue.waiting_of(entries[0].tenant)
+        own_line_s = own_s + self._backlog_s(own_waiting, num_own)
+        ahead_s = min(ahead_s, queue.num_tenants * own_line_s / num_slots)
+        ahead_s += sum(self._waiting_s(other) for other in list(Lane)[: list(Lane).index(lane)])
+        return self._out_s(now_s) / num_slots + ahead_s + own_part_s
 
     # Giving up.
 
@@ -405,36 +770,3 @@ class Scheduler:
         if len(self._deadlines) > 2 * num_alive + _SLACK:
             self._deadlines = [item for item in self._deadlines if self._is_alive(item[2])]
             heapify(self._deadlines)
-
-
-def _in_order(queue: Iterable[Entry], room_tokens: int, room_entries: int) -> list[Entry]:
-    """The first ones in line, as many as fit. Nobody is passed over."""
-    chosen: list[Entry] = []
-    for entry in queue:
-        room_tokens -= entry.num_tokens
-        if room_tokens < 0 or len(chosen) == room_entries:
-            break
-        chosen.append(entry)
-    return chosen
-
-
-def _best_fit(queue: Iterable[Entry], room_tokens: int, room_entries: int) -> list[Entry]:
-    """The first ones in line, as many as fit, then from those just behind whatever fills the rest best."""
-    chosen = _in_order(queue, room_tokens, room_entries)
-    room_tokens -= sum(entry.num_tokens for entry in chosen)
-    behind = list(islice(queue, len(chosen), len(chosen) + _LOOK_PAST))
-    # Largest first; of equal ones the older, since sorting is stable.
-    for entry in sorted(behind, key=lambda entry: -entry.num_tokens):
-        if len(chosen) == room_entries:
-            break
-        if entry.num_tokens <= room_tokens:
-            chosen.append(entry)
-            room_tokens -= entry.num_tokens
-    return chosen
-
-
-def _shape_of(entries: Collection[Entry]) -> Shape:
-    return Shape(
-        num_tokens=sum(entry.num_tokens for entry in entries),
-        num_image_tokens=sum(entry.num_image_tokens for entry in entries),
-    )

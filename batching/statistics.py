@@ -13,6 +13,10 @@ class LaneLoad:
     """Entries in the queue now."""
     num_waiting_tokens: int
     """Their tokens."""
+    waiting_s: float
+    """How long all devices together would need for them."""
+    max_waiting_tokens: int
+    """About how many tokens may wait, at the speed of today."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,11 @@ class LaneStatistics:
     num_expired: int
     """Entries whose deadline came first."""
     device_s: float
-    """Device time spent on the lane: its part of each pass, by tokens."""
+    """Device time spent on the lane: its part of each pass, by work."""
+    waiting_s: float = 0.0
+    """How long all devices together would need for what waits."""
+    num_tenants: int = 0
+    """Tenants that have something waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +61,17 @@ class SchedulerStatistics:
 
     lanes: dict[Lane, LaneStatistics]
     num_running_passes: int
-    """Passes out on runners now."""
+    """Passes out on runners now, staged ones included."""
     num_passes: int
     """Passes that came back with results since the start."""
     num_failed_passes: int
     """Passes that came back with none: the runner died, or the model raised."""
+    num_staged_passes: int = 0
+    """Those of them that wait at their runner for its pass to end."""
+    num_urgent_passes: int = 0
+    """Passes that overtook a staged one, or broke into a running one, since the start."""
+    num_interruptions: int = 0
+    """Those of them that were allowed to break in."""
+    wasted_s: float = 0.0
+    """Device time that passes with queries took from documents that waited, by prediction: what those passes
+    cost apart from their work."""

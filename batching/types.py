@@ -1,11 +1,13 @@
 """The nouns of the batching room: a lane, an entry that waits in it, a pass that runs.
 
-Payloads are opaque here. What a payload costs stands beside it in tokens, because that is what a
-pass is bounded by.
+Payloads are opaque here. What a payload costs stands beside it in tokens; the cost model turns them into
+the seconds that passes and lanes are bounded by.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from batching.cost import Shape
 
 
 class Lane(StrEnum):
@@ -67,15 +69,46 @@ class Entry:
     """When it was admitted, on the clock of the batcher."""
     deadline_s: float | None = None
     """Not worth running from this moment on, on the same clock. ``None``: never stale."""
+    tenant: str = ""
+    """On whose behalf: tenants of a lane get equal parts of its time."""
     num_attempts: int = 0
-    """Runners that died under a pass that held this entry."""
+    """Runners that died while they were running a pass that held this entry."""
+    shape: Shape = field(init=False)
+    """What the entry adds to the shape of a pass."""
+
+    def __post_init__(self) -> None:
+        self.shape = Shape(
+            num_tokens=self.num_tokens,
+            num_squared=self.num_tokens**2,
+            num_image_tokens=self.num_image_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """What the runner of a slot can do; ``Runner`` says what the two mean."""
+
+    depth: int = 1
+    can_interrupt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth not in (1, 2):
+            raise ValueError(f"the depth of a runner is {self.depth}; it must be 1 or 2")
+        if self.can_interrupt and self.depth == 1:
+            raise ValueError("a runner that can be interrupted has a depth of 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pass:
-    """What runs together on one device, composed when a slot was free."""
+    """What runs together on one device, composed when a slot could take it."""
 
     entries: tuple[Entry, ...]
+    slot: int
+    """The runner it is for."""
+    is_urgent: bool = False
+    """It is led by queries, and runs before whatever else the slot has not begun."""
+    may_interrupt: bool = False
+    """It may even run between two layers of the pass that runs now."""
     composed_s: float
     """When it was composed, on the clock of the batcher."""
     predicted_s: float
@@ -85,6 +118,16 @@ class Pass:
     def num_tokens(self) -> int:
         """Tokens of all entries; a packed pass has no padding."""
         return sum(entry.num_tokens for entry in self.entries)
+
+    @property
+    def shape(self) -> Shape:
+        """What the duration of the pass depends on."""
+        return Shape.of(entry.shape for entry in self.entries)
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether somebody waits for the end of it."""
+        return any(entry.lane is Lane.QUERY for entry in self.entries)
 
     @property
     def oldest_wait_s(self) -> float:
@@ -112,12 +155,17 @@ class PassReport:
 
     slot: int
     """Which runner it ran on."""
+    is_urgent: bool
+    """It overtook what the slot had not begun."""
+    may_interrupt: bool
+    """It was allowed to break into the pass that ran."""
     num_entries: dict[Lane, int]
     num_tokens: dict[Lane, int]
     run_s: float
-    """From handing the pass to the runner until its answer was here."""
+    """From handing the pass to the runner until its answer was here; a staged pass waits in it."""
     device_s: float
-    """What the device spent on it, as the runner measured; 0 if the pass failed."""
+    """What the device spent on it, as the runner measured, without passes that broke into it; 0 if it
+    failed."""
     predicted_s: float
     """What the cost model said before the pass ran."""
     oldest_wait_s: float

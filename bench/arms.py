@@ -86,15 +86,18 @@ class Setup:
 
     def policies(self) -> dict[str, Policy]:
         """The servers, by name."""
-        whole_pass = {"max-pass-tokens": self.big_pass_tokens, "fill-tokens": self.big_pass_tokens}
+        # No bound in time, no way in between: what other servers do.
+        unbounded = {"max-pass-ms": 60_000, "max-document-pass-ms": 60_000, "interruption-share": 0}
+        queues = dict.fromkeys(("max-query-queue-s", "max-document-queue-s", "max-batch-queue-s"), 3_600)
+        whole_pass = {**unbounded, **queues, "max-pass-tokens": self.big_pass_tokens}
         # The first service: at most 16 inputs, a wait of 50 ms for company, one queue, no bound in tokens.
         all_tokens = 16 * self.max_tokens
-        seed = {"max-pass-tokens": all_tokens, "fill-tokens": all_tokens}
+        seed = {**unbounded, **queues, "max-pass-tokens": all_tokens}
         policies = (
             Policy(name=LANES, settings=self.lanes),
             Policy(name=FIFO, settings=whole_pass, is_one_lane=True),
             Policy(name=SEED, settings={**seed, "max-batch-size": 16, "max-wait-ms": 50}, is_one_lane=True),
-            Policy(name=OVERLOAD_LANES, settings={**self.lanes, "max-query-queue": 32}),
+            Policy(name=OVERLOAD_LANES, settings=self.lanes),
         )
         return {policy.name: policy for policy in policies}
 
@@ -119,7 +122,7 @@ def _sleeping(name: str, loader: str) -> Setup:
         loader=loader,
         program=_gateway(loader),
         # 31 ms at 33,000 tokens a second.
-        lanes={"max-pass-tokens": 1_024, "fill-tokens": 1_024},
+        lanes={"max-pass-ms": 31, "max-document-pass-ms": 62, "fill-ms": 31},
         big_pass_tokens=16_384,
         max_tokens=8_192,
         num_workers=1,
@@ -136,7 +139,7 @@ def _random_gme(size: str) -> Setup:
         name=f"gme-{size}",
         loader=loader,
         program=_gateway(loader),
-        lanes={"max-pass-tokens": 2_048, "fill-tokens": 2_048},
+        lanes={"max-pass-ms": 31, "max-document-pass-ms": 62, "fill-ms": 31},
         big_pass_tokens=16_384,
         max_tokens=8_192,
         device="cuda",

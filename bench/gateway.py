@@ -30,9 +30,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from app.devices import place_workers
-from app.engine import CPU_PASS_TOKENS
 from bench.client import Answer, Connection, Server, document_bodies, free_port, post_all, request_body
-from bench.loads import features_of, lognormal_texts, longest_first, token_passes
+from bench.loads import features_of, lognormal_texts, longest_first, pass_tokens_of, token_passes
 from bench.report import arguments, averaged, card, paired_ratio, save, spread, verdict
 from model import Features, Preparer, find_checkpoint
 from model.worker import LoadOptions, ProcessWorker
@@ -139,7 +138,7 @@ async def run_rounds(
     try:
         features = features_of(preparer, texts)
         order = longest_first(features)
-        passes = token_passes([features[index] for index in order], CPU_PASS_TOKENS)
+        passes = token_passes([features[index] for index in order], pass_tokens_of("cpu"))
         expected = await rows_in_order(workers[0], passes, order)
         bodies = document_bodies(texts)
         query_texts = lognormal_texts(ROUND_QUERIES, median_words=8, sigma=0.5)

@@ -29,10 +29,9 @@ import torch
 import transformers
 from torch import nn
 
-from app.engine import CPU_PASS_TOKENS, CUDA_PASS_TOKENS
 from bench.drift import Drift, drift, print_table
 from bench.images import noise_image
-from bench.loads import token_passes
+from bench.loads import pass_tokens_of, token_passes
 from bench.packing import timed
 from bench.report import Ratio, arguments, averaged, card, paired_ratio, save, verdict
 from model import DecodedImage, Features
@@ -363,7 +362,7 @@ def measure(options: argparse.Namespace) -> None:
     if not worst >= MIN_COSINE[dtype]:
         raise SystemExit(f"a cosine of {worst:.6f}: a fast wrong vector is worth nothing")
 
-    pass_tokens = CUDA_PASS_TOKENS if options.device.startswith("cuda") else CPU_PASS_TOKENS
+    pass_tokens = pass_tokens_of(options.device)
     arms = arms_of(model, num_texts=options.texts, num_images=options.images, pass_tokens=pass_tokens)
     seconds = run_rounds(model, arms, options.rounds)
     control = paired_ratio(seconds[TEXTS_AGAIN], seconds[TEXTS])

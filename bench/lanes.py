@@ -1,7 +1,7 @@
 """Queries among documents: latency and throughput of the lanes, against what else could be done, in one run.
 
     python -m bench.lanes [--engine minilm] [--rounds 6] [--queries 1100] [--texts 512]
-                          [--rate 30] [--burstiness 1] [--device cuda] [--vary max-pass-tokens=256,512,1024]
+                          [--rate 30] [--burstiness 1] [--device cuda] [--vary max-pass-ms=25,50,100]
                           [--peer http://127.0.0.1:7997 --peer-model NAME]
 
 Engines: minilm (the embedded model), sleeping-7b and sleeping-7b-graphs (a card's times where there is none,
@@ -482,10 +482,10 @@ def report(
 
 
 def varied(text: str) -> tuple[str, tuple[str, ...]]:
-    """``max-pass-tokens=256,512`` as a name and its values."""
+    """``max-pass-ms=25,50`` as a name and its values."""
     name, equals, values = text.partition("=")
     if not (name and equals and all(values.split(","))):
-        raise argparse.ArgumentTypeError("give a setting and its values: max-pass-tokens=256,512")
+        raise argparse.ArgumentTypeError("give a setting and its values: max-pass-ms=25,50")
     return name.removeprefix("--"), tuple(values.split(","))
 
 

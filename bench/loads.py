@@ -43,6 +43,11 @@ def features_of(preparer: Preparer, texts: Sequence[str]) -> list[Features]:
     return features
 
 
+def pass_tokens_of(device: str) -> int:
+    """Tokens of a pass that keeps a device as busy as larger ones do."""
+    return 8_192 if device.startswith("cuda") else 512
+
+
 def token_passes(features: Sequence[Features], max_tokens: int) -> list[list[Features]]:
     """Cut into passes of at most so many tokens, in the order given; a larger input is a pass by itself."""
     passes: list[list[Features]] = []

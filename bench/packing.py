@@ -29,8 +29,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from app.engine import CPU_PASS_TOKENS, CUDA_PASS_TOKENS
-from bench.loads import features_of, lognormal_texts, longest_first, token_passes
+from bench.loads import features_of, lognormal_texts, longest_first, pass_tokens_of, token_passes
 from bench.report import Ratio, arguments, averaged, card, paired_ratio, save, verdict
 from model import Features, ModelInfo, Preparer, find_checkpoint
 from model.encoder import TransformerEncoder
@@ -76,7 +75,7 @@ def load(options: argparse.Namespace) -> Bench:
     preparer = Preparer(encoder.info)
     texts = lognormal_texts(options.texts)
     features = features_of(preparer, texts)
-    max_pass_tokens = CPU_PASS_TOKENS if options.device == "cpu" else CUDA_PASS_TOKENS
+    max_pass_tokens = pass_tokens_of(options.device)
     passes = token_passes(features, max_pass_tokens)
     return Bench(
         texts=texts,

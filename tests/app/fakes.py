@@ -146,7 +146,7 @@ class FakeEngine:
         yield
 
     async def embed(
-        self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None
+        self, inputs: Sequence[EmbeddingInput], *, lane: Lane, timeout_s: float | None, tenant: str = ""
     ) -> Embeddings:
         self.calls.append(Call(inputs=tuple(inputs), lane=lane, timeout_s=timeout_s))
         self.started.set()
@@ -179,11 +179,16 @@ class FakeEngine:
 
     @property
     def limits(self) -> Limits:
-        return Limits(max_pass_tokens=512, fill_tokens=128)
+        return Limits(max_pass_s=0.05, max_document_pass_s=0.15, fill_s=0.02, max_pass_tokens=512)
 
     def lane_load(self, lane: Lane) -> LaneLoad:
         state = self.lanes[lane]
-        return LaneLoad(num_waiting=state.num_waiting, num_waiting_tokens=state.num_waiting_tokens)
+        return LaneLoad(
+            num_waiting=state.num_waiting,
+            num_waiting_tokens=state.num_waiting_tokens,
+            waiting_s=state.waiting_s,
+            max_waiting_tokens=1_000_000,
+        )
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(

@@ -81,7 +81,7 @@ async def test_headers_say_where_the_time_went():
 
 async def test_rate_limit_headers_are_the_lanes_real_bounds():
     """A client that reads them can slow down before it is told to."""
-    busy = replace(IDLE, num_waiting=384, num_waiting_tokens=8_000_000)
+    busy = replace(IDLE, num_waiting=384, num_waiting_tokens=800_000)
     lanes = {Lane.QUERY: IDLE, Lane.DOCUMENT: busy, Lane.BATCH: IDLE}
     gateway = Gateway(FakeEngine(lanes=lanes, queue_s=2.5))
 
@@ -90,8 +90,8 @@ async def test_rate_limit_headers_are_the_lanes_real_bounds():
 
     assert document["x-ratelimit-limit-requests"] == "16384"
     assert document["x-ratelimit-remaining-requests"] == "16000"
-    assert document["x-ratelimit-limit-tokens"] == "8388608"
-    assert document["x-ratelimit-remaining-tokens"] == "388608"
+    assert document["x-ratelimit-limit-tokens"] == "1000000"
+    assert document["x-ratelimit-remaining-tokens"] == "200000"
     assert document["x-ratelimit-reset-requests"] == document["x-ratelimit-reset-tokens"] == "2.5s"
     assert query["x-ratelimit-remaining-requests"] == query["x-ratelimit-limit-requests"] == "2048"
     assert query["x-ratelimit-reset-requests"] == "0ms"

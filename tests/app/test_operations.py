@@ -83,6 +83,8 @@ def report(*, error: str | None = None) -> PassReport:
         device_s=0.015,
         predicted_s=0.014,
         oldest_wait_s=0.001,
+        is_urgent=False,
+        may_interrupt=False,
         error=error,
     )
 

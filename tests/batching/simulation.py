@@ -1,17 +1,26 @@
 """A scheduler on a virtual clock, with devices that only take time; its laws are checked at every step.
 
 Law by law: an entry ends once, and in one way; an expired or cancelled entry is never in a pass; a pass
-keeps its budgets; queries are taken in their order; a free slot and waiting work never stand beside each
-other; the counts are those of an independent book.
+keeps its budgets; entries of a lane and a tenant are taken in their order; a free slot and waiting work never
+stand beside each other; what is staged holds no queries; a runner is handed no more than it can take; the
+counts are those of an independent book.
+
+Devices do what a runner promises (``Runner``): they begin passes in the order in which they came, urgent ones
+first, and may let an urgent one in between two blocks of a pass of documents. When a pass ends the device goes
+on with what it has, and only then the scheduler hears of it.
 """
 
-from collections.abc import Collection
+import random
+from collections import Counter, deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from math import inf
+from math import ceil, inf
 
 from batching import (
+    CostModel,
+    DeadlineUnmeetableError,
     Entry,
     Lane,
     LaneLoad,
@@ -19,10 +28,13 @@ from batching import (
     Pass,
     QueueFullError,
     Scheduler,
-    Shape,
+    Slot,
     SubmissionTooLargeError,
 )
 from tests.batching.fakes import known_cost
+
+RESTART_S = 0.05
+SIMPLE, STAGING, YIELDING = Slot(), Slot(depth=2), Slot(depth=2, can_interrupt=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +44,15 @@ class Arrival:
     at_s: float
     lane: Lane
     sizes: tuple[int, ...]
+    tenant: str = ""
     timeout_s: float | None = None
     cancelled_after_s: float | None = None
     raising: frozenset[int] = frozenset()
     """Indexes of entries that make any pass raise."""
     killing: frozenset[int] = frozenset()
     """Indexes of entries that kill any runner."""
+    retries: int = 0
+    """How often it comes back when it is refused, after the wait that it was told."""
 
 
 @dataclass(eq=False)
@@ -45,17 +60,64 @@ class Run:
     """One pass, as it went."""
 
     composed: Pass
-    end_s: float
+    whole_s: float
+    """Device seconds that it takes."""
+    work_s: float
+    """Those of them that its entries add."""
+    num_blocks: int
+    done_s: float = 0.0
+    """Device seconds that it has had."""
+    begin_s: float = inf
+    end_s: float = inf
     died: bool = False
     raised: bool = False
 
 
-@dataclass
+class Device:
+    """Runs what it was handed, one block at a time."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        # The last one has the device; the others were interrupted by it.
+        self.stack: list[Run] = []
+        self.staged: deque[Run] = deque()
+        self.urgent: deque[Run] = deque()
+
+    def out(self) -> list[Run]:
+        return [*self.stack, *self.urgent, *self.staged]
+
+    def hand(self, run: Run) -> None:
+        (self.urgent if run.composed.is_urgent else self.staged).append(run)
+
+    def begin_block(self, now_s: float) -> tuple[Run, float] | None:
+        """What has the device from now on, and for how long; ``None`` if there is nothing to do."""
+        if self.stack:
+            is_document_pass = not self.stack[-1].composed.is_urgent
+            if is_document_pass and self.urgent and self.urgent[0].composed.may_interrupt:
+                self.stack.append(self.urgent.popleft())
+        elif self.urgent:
+            self.stack.append(self.urgent.popleft())
+        elif self.staged:
+            self.stack.append(self.staged.popleft())
+        else:
+            return None
+        run = self.stack[-1]
+        run.begin_s = min(run.begin_s, now_s)
+        return run, min(run.whole_s / run.num_blocks, run.whole_s - run.done_s)
+
+
+@dataclass(repr=False)
 class Simulation:
     """Plays arrivals to the end. Read the records afterwards."""
 
     limits: Limits
-    num_slots: int = 1
+    slots: Sequence[Slot] = (SIMPLE,)
+    cost: CostModel = field(default_factory=known_cost)
+    """What the scheduler knows. It learns; devices obey what it knew in the beginning, but for the noise."""
+    noise: float = 0.0
+    """A pass takes up to such a part longer or shorter than it should."""
+    num_blocks: int = 8
+    """Blocks of a pass that can be interrupted."""
     dying_passes: Collection[int] = ()
     """Numbers of passes whose runner dies for no fault of theirs."""
     checks_all: bool = True
@@ -65,17 +127,33 @@ class Simulation:
     runs: list[Run] = field(default_factory=list)
     ends: dict[Entry, str] = field(default_factory=dict)
     ended_s: dict[Entry, float] = field(default_factory=dict)
+    run_of: dict[Entry, Run] = field(default_factory=dict)
+    passes_ahead: dict[Entry, float] = field(default_factory=dict)
+    """For each query, the queries before it when it came, in passes."""
+    received_s: Counter[Lane] = field(default_factory=Counter)
+    """Device seconds that each lane has had so far, by its part of the work that has run."""
     refused: list[Arrival] = field(default_factory=list)
+    refusals: list[tuple[Arrival, float, float]] = field(default_factory=list)
+    """What was refused because a lane was full, when, and the wait that it was told."""
 
     def __post_init__(self) -> None:
-        self.cost = known_cost()
-        self.scheduler = Scheduler(self.limits, cost=self.cost, num_slots=self.num_slots)
-        self.waiting: set[Entry] = set()
-        self.running: list[Run] = []
+        self._truth = _copy_of(self.cost)
+        self.scheduler = Scheduler(self.limits, cost=self.cost, slots=self.slots)
+        self.devices = [Device(slot) for slot in self.slots]
+        self.waiting: dict[Entry, None] = {}
         self.culprits: dict[Entry, str] = {}
         self.retried: set[Entry] = set()
+        self._absent: set[int] = set()
         self._events: list[tuple[float, int, object]] = []
         self._order = count()
+        self._random = random.Random(0)
+
+    def __repr__(self) -> str:
+        return f"<Simulation at {self.now_s:.3f} s after {len(self.runs)} passes: {self.scheduler!r}>"
+
+    @property
+    def running(self) -> list[Run]:
+        return [run for device in self.devices for run in device.out()]
 
     def play(self, arrivals: Collection[Arrival], *, until_s: float = inf) -> None:
         for arrival in arrivals:
@@ -85,8 +163,10 @@ class Simulation:
             match event:
                 case Arrival():
                     self._arrive(event)
-                case Run():
-                    self._end(event)
+                case (int() as slot, Run() as run, float() as block_s):
+                    self._end_block(slot, run, block_s)
+                case int():
+                    self._absent.discard(event)
                 case tuple():
                     self._cancel(event)
                 case _:
@@ -105,6 +185,8 @@ class Simulation:
     def _at(self, at_s: float, event: object) -> None:
         heappush(self._events, (at_s, next(self._order), event))
 
+    # Coming and leaving.
+
     def _arrive(self, arrival: Arrival) -> None:
         deadline_s = None if arrival.timeout_s is None else self.now_s + arrival.timeout_s
         entries = tuple(
@@ -114,39 +196,74 @@ class Simulation:
                 num_tokens=size,
                 arrival_s=self.now_s,
                 deadline_s=deadline_s,
+                tenant=arrival.tenant,
             )
             for size in arrival.sizes
         )
         fits = self._has_room(entries)
         try:
             self.scheduler.admit(entries, self.now_s)
-        except SubmissionTooLargeError:
-            wait_s = inf
-        except QueueFullError as refusal:
-            wait_s = refusal.retry_after_s
-        else:
-            wait_s = 0.0
-        if wait_s > 0:
-            assert not fits, "refused although there was room"
+        except (SubmissionTooLargeError, QueueFullError) as refusal:
+            assert fits is not True, "refused although there was room"
+            self._refuse(arrival, refusal)
+            return
+        except DeadlineUnmeetableError:
+            assert self.running or self.waiting, "an idle device must try"
             self.refused.append(arrival)
             return
-        assert fits, "admitted beyond the bound"
-        self.waiting.update(entries)
+        assert fits is not False, "admitted beyond the bound"
+        for entry in entries:
+            if entry.lane is Lane.QUERY and self.checks_all:
+                self.passes_ahead[entry] = self._count_passes_ahead(entry)
+            self.waiting[entry] = None
         self.culprits |= {entries[i]: "raises" for i in arrival.raising if i < len(entries)}
         self.culprits |= {entries[i]: "kills" for i in arrival.killing if i < len(entries)}
         if arrival.cancelled_after_s is not None:
             self._at(self.now_s + arrival.cancelled_after_s, entries)
 
-    def _has_room(self, entries: Collection[Entry]) -> bool:
+    def _refuse(self, arrival: Arrival, refusal: SubmissionTooLargeError | QueueFullError) -> None:
+        if isinstance(refusal, QueueFullError):
+            assert refusal.retry_after_s > 0
+            self.refusals.append((arrival, self.now_s, refusal.retry_after_s))
+            if arrival.retries:
+                at_s = self.now_s + refusal.retry_after_s
+                again = Arrival(**(vars(arrival) | {"at_s": at_s, "retries": arrival.retries - 1}))
+                self._at(at_s, again)
+                return
+        self.refused.append(arrival)
+
+    def _has_room(self, entries: Collection[Entry]) -> bool | None:
+        """Whether the lane may hold these, too; ``None`` where nobody counts."""
         if not self.checks_all:
-            return True
+            return None
         lane = next(iter(entries)).lane
         waiting = [entry for entry in self.waiting if entry.lane is lane]
-        return (
-            len(waiting) + len(entries) <= self.limits.max_waiting_entries[lane]
-            and sum(entry.num_tokens for entry in (*waiting, *entries))
-            <= self.limits.max_waiting_tokens[lane]
+        if len(waiting) + len(entries) > self.limits.max_waiting_entries[lane]:
+            return False
+        if not waiting:
+            return True
+        work = [*waiting, *entries]
+        whole_s = sum(self.cost.predict_work_s(entry.shape) for entry in work)
+        num_passes = max(
+            min(ceil(whole_s / self.cost.room_s(self.limits.max_pass_s) - 1e-9), len(work)),
+            ceil(sum(entry.num_tokens for entry in work) / self.limits.max_pass_tokens),
+            ceil(len(work) / self.limits.max_pass_entries),
         )
+        whole_s += num_passes * self.cost.fixed_s
+        return whole_s <= self.limits.max_waiting_s[lane] * len(self.slots) + 1e-6
+
+    def _count_passes_ahead(self, query: Entry) -> float:
+        """Queries that are out or wait before this one, over how many of its size fit into a pass.
+
+        What is kept free for others is not room for queries, and a device that was slower than predicted
+        makes passes smaller.
+        """
+        ahead = [entry for run in self.running for entry in run.composed.entries if entry.lane is Lane.QUERY]
+        ahead += [entry for entry in self.waiting if entry.lane is Lane.QUERY]
+        room_s = self._truth.room_s(self.limits.max_pass_s / (1 + self.noise))
+        room_s -= sum(self.limits.shares.values()) * self.limits.max_pass_s
+        capacity = int(room_s / self._truth.predict_work_s(query.shape) + 1e-9)
+        return len(ahead) / max(1, min(capacity, self.limits.max_pass_entries))
 
     def _cancel(self, entries: Collection[Entry]) -> None:
         for entry in entries:
@@ -166,31 +283,122 @@ class Simulation:
         assert entry not in self.ends, f"{end} after {self.ends[entry]}"
         self.ends[entry] = end
         self.ended_s[entry] = self.now_s
-        self.waiting.discard(entry)
+        self.waiting.pop(entry, None)
+
+    # Passes.
 
     def _start_passes(self) -> None:
-        while len(self.running) < self.num_slots:
-            composed = self.scheduler.next_pass(self.now_s)
-            if composed is None:
-                assert not self.waiting or self.limits.max_wait_s > 0, "a free slot beside waiting work"
-                return
-            self._check_pass(composed)
-            self.waiting.difference_update(composed.entries)
-            run = Run(composed, self.now_s + self.cost.predict_s(Shape(num_tokens=composed.num_tokens)))
-            fates = {self.culprits.get(entry) for entry in composed.entries}
-            run.died = len(self.runs) in self.dying_passes or "kills" in fates
-            run.raised = "raises" in fates
-            self.runs.append(run)
-            self.running.append(run)
-            self._at(run.end_s, run)
+        is_new = True
+        while is_new:
+            is_new = False
+            for slot in self.scheduler.asking_order():
+                while slot not in self._absent:
+                    composed = self.scheduler.next_pass(self.now_s, slot)
+                    if composed is None:
+                        break
+                    is_new = True
+                    self._start(composed, slot)
+        for slot, device in enumerate(self.devices):
+            is_idle = slot not in self._absent and not device.out()
+            if is_idle and self.limits.max_wait_s == 0:
+                assert not self.waiting, "a free slot beside waiting work"
 
-    def _check_pass(self, composed: Pass) -> None:
-        entries, limits = composed.entries, self.limits
+    def _start(self, composed: Pass, slot: int) -> None:
+        self._check_pass(composed, slot)
+        device = self.devices[slot]
+        for entry in composed.entries:
+            del self.waiting[entry]
+        whole_s = self._truth.predict_s(composed.shape) * (1 + self._random.uniform(-1, 1) * self.noise)
+        can_be_interrupted = device.slot.can_interrupt and not composed.has_queries
+        run = Run(
+            composed,
+            whole_s,
+            self._truth.predict_work_s(composed.shape),
+            self.num_blocks if can_be_interrupted else 1,
+        )
+        fates = {self.culprits.get(entry) for entry in composed.entries}
+        run.died = len(self.runs) in self.dying_passes or "kills" in fates
+        run.raised = "raises" in fates
+        self.runs.append(run)
+        self.run_of |= dict.fromkeys(composed.entries, run)
+        is_idle = not device.out()
+        device.hand(run)
+        if is_idle:
+            self._go_on(slot)
+
+    def _go_on(self, slot: int) -> None:
+        if (block := self.devices[slot].begin_block(self.now_s)) is not None:
+            run, block_s = block
+            self._at(self.now_s + block_s, (slot, run, block_s))
+
+    def _end_block(self, slot: int, run: Run, block_s: float) -> None:
+        run.done_s += block_s
+        for entry in run.composed.entries:
+            part = self._truth.predict_work_s(entry.shape) / run.work_s
+            self.received_s[entry.lane] += block_s * part
+        if run.done_s < run.whole_s - 1e-12:
+            self._go_on(slot)
+            return
+        run.end_s = self.now_s
+        device = self.devices[slot]
+        if run.died:
+            self._lose(slot)
+            return
+        assert device.stack.pop() is run
+        self._go_on(slot)
+        if run.raised:
+            self._try_again(run, is_runner_lost=False)
+            return
+        self.scheduler.finish(run.composed, self.now_s, device_s=run.done_s)
+        for entry in run.composed.entries:
+            if entry not in self.ends:
+                self._note(entry, "done")
+
+    def _lose(self, slot: int) -> None:
+        lost = self.devices[slot].out()
+        self.devices[slot] = Device(self.devices[slot].slot)
+        self._absent.add(slot)
+        self._at(self.now_s + RESTART_S, slot)
+        self._random.shuffle(lost)
+        for run in lost:
+            self._try_again(run, is_runner_lost=True)
+
+    def _try_again(self, run: Run, *, is_runner_lost: bool) -> None:
+        self.retried.update(run.composed.entries)
+        alive = [entry for entry in run.composed.entries if entry not in self.ends]
+        given_up = self.scheduler.retry(run.composed, self.now_s, is_runner_lost=is_runner_lost)
+        if given_up:
+            assert len(run.composed.entries) == 1, "given up without having stood alone"
+            assert run.done_s > 0 or run.begin_s < inf, "given up for a death before it had begun"
+        for entry in given_up:
+            self._note(entry, "failed")
+        self.waiting |= dict.fromkeys(entry for entry in alive if entry not in self.ends)
+
+    # Laws.
+
+    def _check_pass(self, composed: Pass, slot: int) -> None:
+        entries, limits, device = composed.entries, self.limits, self.devices[slot]
+        assert composed.slot == slot
         assert entries
         assert len(set(entries)) == len(entries), "an entry twice in one pass"
-        assert self.waiting.issuperset(entries), "runs what does not wait"
+        assert self.waiting.keys() >= set(entries), "runs what does not wait"
         assert len(entries) <= limits.max_pass_entries
         assert composed.num_tokens <= limits.max_pass_tokens or len(entries) == 1
+        longest_s = limits.max_pass_s if composed.has_queries else limits.max_document_pass_s
+        is_retry = any(entry in self.retried for entry in entries)
+        at_most_s = max(longest_s, 2 * self.cost.fixed_s) + 1e-6
+        assert composed.predicted_s <= at_most_s or len(entries) == 1 or is_retry, "too long"
+        out = [run.composed for run in device.out()]
+        assert len(out) < (3 if device.slot.depth == 2 else 1), "more than the runner can take"
+        assert sum(not other.is_urgent for other in out) < device.slot.depth or composed.is_urgent
+        if composed.is_urgent:
+            assert entries[0].lane is Lane.QUERY
+            assert sum(other.is_urgent for other in out) < 2
+            waiting_urgent = [run for run in device.urgent if not run.composed.may_interrupt]
+            assert not waiting_urgent, "two urgent passes wait"
+        elif out:
+            assert not composed.has_queries, "queries were staged"
+        assert device.slot.can_interrupt or not composed.may_interrupt
         if self.checks_all:
             self._check_order(composed)
 
@@ -200,53 +408,43 @@ class Simulation:
         if is_retry:
             assert self.retried.issuperset(entries), "what failed before was mixed with others"
             assert len({entry.lane for entry in entries}) == 1
-        queries = [entry for entry in entries if entry.lane is Lane.QUERY]
-        if entries[0].lane is Lane.QUERY and len(queries) < len(entries):
-            assert composed.num_tokens <= limits.fill_tokens, "a query pass was filled too far"
-        if queries and not is_retry:
-            keys = [(_deadline_s(query), query.arrival_s) for query in queries]
+            return
+        for tenant in {entry.tenant for entry in entries}:
+            queries = [entry for entry in entries if entry.lane is Lane.QUERY and entry.tenant == tenant]
+            keys = [(_urgency_s(query, limits), query.arrival_s) for query in queries]
             assert keys == sorted(keys), "queries out of order"
-            passed_by = self.waiting.difference(entries, self.retried)
-            assert all(
-                (_deadline_s(other), other.arrival_s) >= keys[-1]
-                for other in passed_by
-                if other.lane is Lane.QUERY
-            ), "a query was overtaken"
-        if entries[0].lane is Lane.DOCUMENT and not is_retry:
+            others = [
+                (_urgency_s(other, limits), other.arrival_s)
+                for other in self.waiting
+                if other.lane is Lane.QUERY and other.tenant == tenant
+                if other not in entries and other not in self.retried
+            ]
+            assert not queries or all(key >= keys[-1] for key in others), "a query was overtaken"
+        if entries[0].lane is Lane.DOCUMENT:
             oldest_s = min(
                 other.arrival_s
                 for other in self.waiting
-                if other.lane is Lane.DOCUMENT and other not in self.retried
+                if other.lane is Lane.DOCUMENT and other.tenant == entries[0].tenant
+                if other not in self.retried
             )
             assert entries[0].arrival_s == oldest_s, "documents do not begin with the oldest"
-
-    def _end(self, run: Run) -> None:
-        self.running.remove(run)
-        if run.died or run.raised:
-            self.retried.update(run.composed.entries)
-            alive = [entry for entry in run.composed.entries if entry not in self.ends]
-            given_up = self.scheduler.retry(run.composed, is_runner_lost=run.died)
-            if given_up:
-                assert len(run.composed.entries) == 1, "given up without having stood alone"
-            for entry in given_up:
-                self._note(entry, "failed")
-            self.waiting.update(entry for entry in alive if entry not in self.ends)
-            return
-        self.scheduler.finish(run.composed, device_s=run.end_s - run.composed.composed_s)
-        for entry in run.composed.entries:
-            if entry not in self.ends:
-                self._note(entry, "done")
 
     def _check_books(self) -> None:
         statistics = self.scheduler.statistics(self.now_s)
         assert statistics.num_running_passes == len(self.running)
+        assert statistics.num_staged_passes == sum(len(device.staged) for device in self.devices)
         out = {entry for run in self.running for entry in run.composed.entries if entry not in self.ends}
         for lane, shown in statistics.lanes.items():
             waiting = [entry for entry in self.waiting if entry.lane is lane]
             assert shown.num_waiting == len(waiting)
             assert shown.num_waiting_tokens == sum(entry.num_tokens for entry in waiting)
-            assert self.scheduler.lane_load(lane) == LaneLoad(
-                num_waiting=shown.num_waiting, num_waiting_tokens=shown.num_waiting_tokens
+            assert (shown.waiting_s > 0) == bool(waiting)
+            load = self.scheduler.lane_load(lane)
+            assert load == LaneLoad(
+                num_waiting=shown.num_waiting,
+                num_waiting_tokens=shown.num_waiting_tokens,
+                waiting_s=shown.waiting_s,
+                max_waiting_tokens=load.max_waiting_tokens,
             )
             assert shown.num_running == sum(entry.lane is lane for entry in out)
             oldest_s = min((entry.arrival_s for entry in waiting), default=self.now_s)
@@ -259,5 +457,40 @@ class Simulation:
             assert shown.num_admitted == shown.num_waiting + shown.num_running + len(ended)
 
 
-def _deadline_s(entry: Entry) -> float:
-    return inf if entry.deadline_s is None else entry.deadline_s
+def query_wait_bound_s(
+    simulation: Simulation, *, passes_ahead: float, longest_document_s: float = 0.0
+) -> float:
+    """Longest time from a query's arrival to the beginning of its pass, on one slot.
+
+    It waits for what has the device, or for a block of it, and for a pass for each passful of queries that
+    came before it; each of those breaks in anew. Turns of the other lanes are paid for by their shares,
+    and each may be one pass in advance.
+
+    Args:
+        simulation: Whose limits, slot and noise count.
+        passes_ahead: Queries before it, over how many fit into a pass.
+        longest_document_s: What the longest document takes, if that is more than a pass may.
+    """
+    limits, (slot,), noise = simulation.limits, simulation.slots, simulation.noise
+    # Passes are as long as predicted when the device was thought to be faster, and take longer than that.
+    error = (1 + noise) / (1 - noise)
+    pass_s = limits.max_pass_s * error
+    committed_s = max(limits.max_document_pass_s, longest_document_s) * error
+    num_passes = ceil(passes_ahead - 1e-9)
+    if slot.can_interrupt:
+        wait_s = num_passes * pass_s + (num_passes + 1) * committed_s / simulation.num_blocks
+    else:
+        wait_s = committed_s + num_passes * pass_s
+    shares = [share for share in limits.shares.values() if share]
+    return (wait_s + len(shares) * committed_s) / (1 - sum(shares))
+
+
+def _copy_of(cost: CostModel) -> CostModel:
+    copied = CostModel()
+    copied.__dict__.update(cost.__dict__)
+    return copied
+
+
+def _urgency_s(entry: Entry, limits: Limits) -> float:
+    wanted_s = entry.arrival_s + limits.query_slo_s
+    return wanted_s if entry.deadline_s is None else min(entry.deadline_s, wanted_s)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from batching import (
     Batcher,
     DeadlineError,
+    DeadlineUnmeetableError,
     EntryFailedError,
     Lane,
     Limits,
@@ -24,7 +25,16 @@ from batching import (
     SubmissionTooLargeError,
     WorkItem,
 )
-from tests.batching.fakes import FakeRunner, Item, known_cost, limits, now_s, on_virtual_time
+from tests.batching.fakes import (
+    PHASES,
+    FakeRunner,
+    Item,
+    LayeredFake,
+    known_cost,
+    limits,
+    now_s,
+    on_virtual_time,
+)
 
 QUERY, DOCUMENT, BATCH = Lane
 
@@ -180,7 +190,7 @@ class TestRefusal:
             await settle()
             with pytest.raises(QueueFullError) as refused:
                 await embed(batcher, "one too many")
-            assert refused.value.retry_after_s == pytest.approx(0.110 + 0.1 * 0.110)
+            assert refused.value.retry_after_s == pytest.approx(0.110 + 0.110)
             with pytest.raises(SubmissionTooLargeError):
                 await embed(batcher, *"0123456789+")
             assert len((await waiting).results) == len((await running).results) == 10
@@ -254,8 +264,8 @@ class TestFailures:
         """Results that cannot be told apart must not go to anybody."""
 
         class Forgetful(FakeRunner):
-            async def run(self, payloads: Sequence[object]) -> RunResult:
-                return RunResult(results=(await super().run(payloads)).results[1:], device_s=0.1)
+            async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
+                return RunResult(results=(await super().run(payloads, **how)).results[1:], device_s=0.1)
 
         async def main():
             batcher = batcher_of(Forgetful())
@@ -328,11 +338,11 @@ class TestLostRunners:
         """A future that a restart cancels must not end the slot that waits for it."""
 
         class Cancelling(FakeRunner):
-            async def run(self, payloads: Sequence[object]) -> RunResult:
+            async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
                 if not self.passes:
                     self.passes.append(["cancelled"])
                     raise asyncio.CancelledError
-                return await super().run(payloads)
+                return await super().run(payloads, **how)
 
         async def main():
             batcher = batcher_of(runner := Cancelling())
@@ -349,7 +359,7 @@ class TestLostRunners:
             """Like the exceptions that pass through every ``except Exception``."""
 
         class Ending(FakeRunner):
-            async def run(self, payloads: Sequence[object]) -> RunResult:
+            async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
                 raise Fatal
 
         async def main():
@@ -389,11 +399,117 @@ class TestLostRunners:
         assert caplog.messages == ["fake slot 0 has ended", "fake slot 1 has ended"]
 
 
+class TestTwoLines:
+    """What is out on a runner that takes a pass ahead, and lets queries overtake it or break in."""
+
+    def test_the_next_pass_is_there_before_the_first_has_ended(self):
+        """The device never waits for the gateway."""
+
+        async def main():
+            batcher = batcher_of(runner := LayeredFake())
+            began_s = now_s()
+            await embed(batcher, *"abc", num_tokens=100)
+            assert runner.log[:2] == [("a handed", began_s), ("b handed", began_s)]
+            assert runner.log[2:] == [
+                ("a begins", began_s),
+                ("b begins", pytest.approx(began_s + 0.110)),
+                ("c handed", pytest.approx(began_s + 0.110)),
+                ("c begins", pytest.approx(began_s + 0.220)),
+            ]
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_queries_overtake_a_staged_pass_together_at_the_last_moment(self):
+        async def main():
+            batcher = batcher_of(runner := LayeredFake(can_interrupt=False))
+            documents = asyncio.create_task(embed(batcher, *"abcd", num_tokens=100))
+            await settle()
+            first = asyncio.create_task(embed(batcher, "first", lane=QUERY))
+            await asyncio.sleep(0.1)
+            second = await embed(batcher, "second", lane=QUERY)
+            assert (await first).device_s == second.device_s
+            assert runner.passes[:2] == [["a"], ["first", "second"]]
+            # Composed 2 ms before the pass that runs was to end.
+            assert second.queue_s == pytest.approx(0.110 - 0.1 - 0.002)
+            await documents
+            assert runner.passes == [["a"], ["first", "second"], ["b"], ["c"], ["d"]]
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_query_breaks_into_a_running_pass_which_is_not_charged_for_it(self):
+        async def main():
+            batcher = batcher_of(runner := LayeredFake())
+            documents = asyncio.create_task(embed(batcher, *"ab", num_tokens=100))
+            await asyncio.sleep(0.025)
+            began_s = now_s()
+            query = await embed(batcher, "query", lane=QUERY)
+            # To the end of the block that runs, and its own pass.
+            assert now_s() - began_s == pytest.approx(0.005 + 0.020)
+            assert query.device_s == pytest.approx(0.020)
+            assert (await documents).device_s == pytest.approx(0.220)
+            assert runner.passes == [["a"], ["query"], ["b"]]
+            shown = batcher.statistics()
+            assert (shown.num_urgent_passes, shown.num_interruptions) == (1, 1)
+            assert shown.wasted_s == 0, "no document waited in its lane"
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_query_goes_to_the_idle_runner_and_not_into_the_way_of_a_busy_one(self):
+        async def main():
+            busy, idle = LayeredFake(), LayeredFake()
+            batcher = batcher_of(busy, idle)
+            documents = asyncio.create_task(embed(batcher, "a", num_tokens=100))
+            await settle()
+            await embed(batcher, "query", lane=QUERY)
+            assert (busy.passes, idle.passes) == ([["a"]], [["query"]])
+            await documents
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_death_fails_every_pass_that_was_out_and_blames_only_what_had_begun(self):
+        """Or a document that was staged behind two deaths would be given up without having run once."""
+
+        async def main():
+            batcher = batcher_of(runner := LayeredFake(restart_s=1))
+            killer = asyncio.create_task(
+                batcher.submit(work(Item(name="killer", num_tokens=100, kills=True)), lane=DOCUMENT)
+            )
+            await settle()
+            staged = asyncio.create_task(embed(batcher, "staged", num_tokens=100))
+            with pytest.raises(EntryFailedError) as failed:
+                await killer
+            assert isinstance(failed.value.__cause__, RunnerLostError)
+            assert (await staged).results == ("vector of staged",)
+            assert runner.passes.count(["killer"]) == 2
+            assert batcher.statistics().lanes[DOCUMENT].num_done == 1
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_what_is_staged_is_given_up_at_the_end_of_the_drain_time(self, caplog: pytest.LogCaptureFixture):
+        async def main():
+            batcher = batcher_of(LayeredFake())
+            caller = asyncio.create_task(embed(batcher, *"abc", num_tokens=100))
+            await settle()
+            await batcher.stop(drain_s=0.150)
+            with pytest.raises(ShuttingDownError):
+                await caller
+            assert batcher.statistics().num_running_passes == 0
+            assert [task for task in asyncio.all_tasks() if "fake" in task.get_name()] == []
+
+        on_virtual_time(main)
+        assert caplog.messages == ["fake: 2 entries are given up at shutdown"]
+
+
 class TestDeadlines:
     def test_a_deadline_is_answered_when_it_comes_even_if_every_slot_is_busy(self):
         async def main():
-            batcher = batcher_of(runner := FakeRunner())
-            long = asyncio.create_task(embed(batcher, "long", num_tokens=1000))
+            batcher = batcher_of(runner := FakeRunner(pace=10))
+            long = asyncio.create_task(embed(batcher, "long", num_tokens=100))
             await settle()
             began_s = now_s()
             with pytest.raises(DeadlineError) as expired:
@@ -408,8 +524,8 @@ class TestDeadlines:
 
     def test_an_earlier_deadline_that_comes_later_is_not_missed(self):
         async def main():
-            batcher = batcher_of(FakeRunner())
-            long = asyncio.create_task(embed(batcher, "long", num_tokens=5000, timeout_s=100))
+            batcher = batcher_of(FakeRunner(pace=10))
+            long = asyncio.create_task(embed(batcher, "long", num_tokens=500, timeout_s=100))
             await settle()
             patient = asyncio.create_task(embed(batcher, "patient", timeout_s=3))
             await settle()
@@ -420,6 +536,25 @@ class TestDeadlines:
                 await patient
             assert expired.value.waited_s == pytest.approx(3)
             await long
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_deadline_that_cannot_be_met_is_told_at_once(self):
+        """What would be computed for nobody is not let in, and the caller may ask elsewhere."""
+
+        async def main():
+            batcher = batcher_of(runner := FakeRunner())
+            long = asyncio.create_task(embed(batcher, "long", num_tokens=1000))
+            await settle()
+            began_s = now_s()
+            with pytest.raises(DeadlineUnmeetableError) as refused:
+                await embed(batcher, "a", timeout_s=0.2, lane=QUERY)
+            assert now_s() == began_s
+            assert str(refused.value) == ("the deadline is in 200 ms, and the result is expected in 1030 ms")
+            assert (refused.value.timeout_s, refused.value.predicted_s) == pytest.approx((0.2, 1.03))
+            await long
+            assert runner.passes == [["long"]]
             await batcher.stop(1)
 
         on_virtual_time(main)
@@ -468,8 +603,8 @@ class TestCancellation:
         callers: list[asyncio.Task[SubmissionOutcome]] = []
 
         class Unlucky(FakeRunner):
-            async def run(self, payloads: Sequence[object]) -> RunResult:
-                result = await super().run(payloads)
+            async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
+                result = await super().run(payloads, **how)
                 callers[0].cancel()
                 return result
 
@@ -488,8 +623,15 @@ class TestCancellation:
 
         async def main():
             callers: list[asyncio.Task[SubmissionOutcome]] = []
-            # The pass ends, and the caller leaves before it could look at the failure.
-            batcher = batcher_of(FakeRunner(), on_pass=lambda _: callers[0].cancel() and None)
+
+            class RunnerThatCallersFlee(FakeRunner):
+                async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
+                    result = await super().run(payloads, **how)
+                    # The pass ends, and the caller leaves before it could look at the failure.
+                    asyncio.get_running_loop().call_soon(callers[0].cancel)
+                    return result
+
+            batcher = batcher_of(RunnerThatCallersFlee())
             callers.append(asyncio.create_task(batcher.submit(work(Item(is_bad=True)), lane=DOCUMENT)))
             with pytest.raises(asyncio.CancelledError):
                 await callers[0]
@@ -581,7 +723,7 @@ items = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, phases=PHASES)
 @given(
     submissions=st.lists(
         st.tuples(
@@ -590,35 +732,43 @@ items = st.builds(
             st.lists(items, min_size=1, max_size=6),
             st.none() | st.floats(0, 2),
             st.none() | st.floats(0, 2),
+            st.sampled_from(["", "a", "b"]),
         ),
         max_size=25,
     ),
     dies_at=st.frozensets(st.integers(0, 10), max_size=3),
-    num_slots=st.integers(1, 3),
+    kinds=st.lists(st.sampled_from(["simple", "staging", "yielding"]), min_size=1, max_size=3),
     max_wait_s=st.sampled_from([0.0, 0.1]),
     stop_at_s=st.none() | st.floats(0, 4),
 )
 def test_every_submission_ends_in_its_own_results_or_in_an_error_it_deserves(
-    submissions, dies_at, num_slots, max_wait_s, stop_at_s
+    submissions, dies_at, kinds, max_wait_s, stop_at_s
 ):
     """Nothing hangs (the clock would find out), nothing is mixed up, and nothing is left behind."""
 
     async def main():
-        runners = [FakeRunner(dies_at=dies_at, restart_s=0.3) for _ in range(num_slots)]
-        bounds = limits(max_wait_s=max_wait_s, max_waiting_entries=30, max_waiting_tokens=2_000)
+        runners = [
+            FakeRunner(dies_at=dies_at, restart_s=0.3)
+            if kind == "simple"
+            else LayeredFake(can_interrupt=kind == "yielding", dies_at=dies_at, restart_s=0.3)
+            for kind in kinds
+        ]
+        bounds = limits(max_wait_s=max_wait_s, max_waiting_entries=30, max_waiting_s=2.5)
         batcher = batcher_of(*runners, limits=bounds)
 
-        async def call(number: int, at_s: float, lane: Lane, items: list[Item], timeout_s: float | None):
+        async def call(
+            number: int, at_s: float, lane: Lane, items: list[Item], timeout_s: float | None, tenant: str
+        ):
             await asyncio.sleep(at_s)
             own = [Item(**(vars(item) | {"name": f"{number}.{i}"})) for i, item in enumerate(items)]
-            outcome = await batcher.submit(work(*own), lane=lane, timeout_s=timeout_s)
+            outcome = await batcher.submit(work(*own), lane=lane, timeout_s=timeout_s, tenant=tenant)
             assert outcome.results == tuple(f"vector of {item.name}" for item in own)
             assert outcome.queue_s >= 0
             assert outcome.device_s > 0
 
         calls = []
-        for number, (at_s, lane, items, timeout_s, cancelled_after_s) in enumerate(submissions):
-            task = asyncio.create_task(call(number, at_s, lane, items, timeout_s))
+        for number, (at_s, lane, items, timeout_s, cancelled_after_s, tenant) in enumerate(submissions):
+            task = asyncio.create_task(call(number, at_s, lane, items, timeout_s, tenant))
             if cancelled_after_s is not None:
                 asyncio.get_running_loop().call_later(at_s + cancelled_after_s, task.cancel)
             calls.append(task)
@@ -626,7 +776,7 @@ def test_every_submission_ends_in_its_own_results_or_in_an_error_it_deserves(
             await asyncio.sleep(stop_at_s)
             await batcher.stop(0.1)
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        for end, (_, _, items, timeout_s, cancelled_after_s) in zip(ends, submissions, strict=True):
+        for end, (_, _, items, timeout_s, cancelled_after_s, _) in zip(ends, submissions, strict=True):
             has_culprit = any(item.raises or item.kills or item.is_bad for item in items)
             match end:
                 case None:
@@ -636,6 +786,9 @@ def test_every_submission_ends_in_its_own_results_or_in_an_error_it_deserves(
                     assert isinstance(end.__cause__, RunnerLostError) or (
                         items[end.index].raises or items[end.index].is_bad
                     )
+                case DeadlineUnmeetableError():
+                    assert timeout_s is not None
+                    assert end.predicted_s > timeout_s - 1e-6
                 case DeadlineError():
                     assert timeout_s is not None
                     assert end.waited_s >= timeout_s - 1e-6

@@ -107,11 +107,67 @@ def test_the_residual_says_how_much_longer_than_predicted_passes_took():
 
 def test_a_backlog_costs_as_many_fixed_parts_as_it_needs_passes():
     cost = CostModel(fixed_s=1.0, per_token_s=0.01)
-    by_tokens = cost.predict_backlog_s(num_tokens=1000, num_entries=10, max_tokens=100, max_entries=50)
-    by_entries = cost.predict_backlog_s(num_tokens=1000, num_entries=100, max_tokens=1000, max_entries=5)
-    assert by_tokens == pytest.approx(10 * 1.0 + 10)
-    assert by_entries == pytest.approx(20 * 1.0 + 10)
-    assert cost.predict_backlog_s(num_tokens=0, num_entries=0, max_tokens=1, max_entries=1) == 0
+    caps = {"pass_s": 2.5, "max_tokens": 1_000, "max_entries": 50}
+
+    def backlog_s(num_tokens: int, num_entries: int, **changes: int) -> float:
+        work = shape(num_tokens)
+        num_passes = cost.count_passes(work, num_entries=num_entries, **(caps | changes))
+        return cost.predict_backlog_s(work, num_passes=num_passes)
+
+    assert backlog_s(1000, 10) == pytest.approx(7 * 1.0 + 10)  # 1.5 s of work fit into a pass
+    assert backlog_s(1000, 10, max_tokens=100) == pytest.approx(10 * 1.0 + 10)
+    assert backlog_s(1000, 100, max_entries=5) == pytest.approx(20 * 1.0 + 10)
+    assert backlog_s(0, 0) == 0
+
+
+def test_a_pass_may_be_twice_what_it_costs_empty_whatever_was_asked_for():
+    """On a day when the device is ten times slower a bound of 30 ms would leave no room for work at all."""
+    assert CostModel(fixed_s=1.0, per_token_s=0.01).room_s(0.03) == pytest.approx(1.0)
+
+
+def test_what_a_floor_pays_for_anyway_is_room():
+    assert CostModel(fixed_s=1.0, per_token_s=0.01, floor_s=5.0).room_s(3.0) == pytest.approx(4.0)
+    assert CostModel(fixed_s=1.0, per_token_s=0.01, floor_s=5.0).predict_s(shape(10)) == 5.0
+
+
+@given(
+    floor_tokens=st.integers(200, 800),
+    per_token_s=st.floats(1e-5, 1e-3),
+    noise=st.floats(0.0, 0.02),
+)
+def test_a_floor_is_found_where_small_passes_all_take_the_same(floor_tokens, per_token_s, noise):
+    """A GPU waits for the launches of a small pass, and a sum of terms would be twice too high there."""
+    sizes = (8, 64, 128, 1024, 2048, 4096, 8192)
+    cost = fitted(
+        *(
+            (size, per_token_s * max(floor_tokens, size) * (1 + noise * (-1) ** i))
+            for i, size in enumerate(sizes)
+        )
+    )
+    for size in sizes:
+        assert cost.predict_s(shape(size)) == pytest.approx(per_token_s * max(floor_tokens, size), rel=0.05)
+    assert cost.floor_s == pytest.approx(per_token_s * floor_tokens, rel=0.05)
+
+
+def test_noise_on_a_line_is_not_taken_for_a_floor():
+    cost = fitted((8, 0.0071), (64, 0.0131), (128, 0.0220), (256, 0.0401), (512, 0.0760))
+    assert cost.floor_s == 0
+
+
+def test_one_long_text_tells_what_squares_cost():
+    """Attention: 8 texts of 64 tokens have an eighth of the squares of one with 512."""
+    cost = CostModel()
+    cost.fit(
+        [
+            (
+                Shape(num_tokens=size, num_squared=squares),
+                0.004 + 0.0001 * size + 1e-7 * squares,
+            )
+            for size, squares in ((8, 64), (64, 4096), (512, 8 * 64**2), (512, 512**2))
+        ]
+    )
+    long = cost.predict_s(Shape(num_tokens=1024, num_squared=1024**2))
+    assert long == pytest.approx(0.004 + 0.1024 + 1e-7 * 1024**2, rel=1e-6)
 
 
 def test_a_cost_model_prints_its_line_and_its_error():
@@ -131,9 +187,7 @@ def test_an_image_costs_what_its_pass_took_beyond_its_tokens():
     )
     assert cost.predict_s(Shape(num_tokens=100)) == pytest.approx(0.11)
     assert cost.predict_s(Shape(num_tokens=90, num_image_tokens=80)) == pytest.approx(0.10 + 0.8)
-    backlog_s = cost.predict_backlog_s(
-        num_tokens=100, num_image_tokens=80, num_entries=2, max_tokens=50, max_entries=8
-    )
+    backlog_s = cost.predict_backlog_s(Shape(num_tokens=100, num_image_tokens=80), num_passes=2)
     assert backlog_s == pytest.approx(2 * (0.06 + 0.4))
 
 

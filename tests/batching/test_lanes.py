@@ -1,14 +1,23 @@
 """A lane's counts follow its entries at once, and its deque holds no more dead than living ones."""
 
+import math
 import random
 
-from batching import Entry
+from batching import Entry, Shape
 from batching.lanes import LaneQueue
 from tests.batching.fakes import entry, names
 
 
+def price_s(shape: Shape) -> float:
+    return float(shape.num_tokens)
+
+
+def deadline_s(waiting: Entry) -> float:
+    return math.inf if waiting.deadline_s is None else waiting.deadline_s
+
+
 def queue_of(*entries: Entry, is_by_deadline: bool = False) -> LaneQueue:
-    queue = LaneQueue(is_by_deadline=is_by_deadline)
+    queue = LaneQueue(price_s=price_s, urgency=deadline_s if is_by_deadline else None)
     for each in entries:
         queue.append(each)
     return queue
@@ -90,13 +99,64 @@ def test_callers_who_come_and_go_do_not_pile_up_behind_one_who_stays():
         queue.append(passer_by)
         queue.discard(passer_by)
     assert len(queue) == 1
-    assert len(queue._line) < 100
+    assert len(queue._lines[""].entries) < 100
+
+
+def test_the_tenant_that_was_served_least_is_next():
+    queue = queue_of(*(entry(f"a{i}", tenant="a") for i in range(4)), entry("b0", tenant="b", num_tokens=20))
+    assert names(list(queue)) == ["a0", "b0", "a1", "a2", "a3"]
+    queue.take(list(queue)[:2])
+    queue.append(entry("b1", tenant="b"))
+    assert names(list(queue)) == ["a1", "a2", "b1", "a3"], "b has had 20 tokens, a 10"
+
+
+def test_whoever_comes_late_is_not_owed_what_the_others_had_before():
+    queue = queue_of(*(entry("early", tenant="a") for _ in range(100)))
+    for _ in range(50):
+        queue.take(list(queue)[:1])
+    for _ in range(3):
+        queue.append(entry("late", tenant="b"))
+    assert names(list(queue)[:6]) == ["late", "early", "late", "early", "late", "early"]
+
+
+def test_whoever_leaves_and_comes_back_is_not_served_anew():
+    """Or one request after the other would be faster than all at once."""
+    queue = queue_of(
+        entry("large", tenant="a", num_tokens=50), *(entry("small", tenant="b") for _ in range(20))
+    )
+    queue.take(list(queue)[:1])
+    queue.append(entry("again", tenant="a", num_tokens=50))
+    assert names(list(queue)).index("again") == 6, (
+        "after 50 tokens of the other, and one more by coming later"
+    )
+
+
+def test_tenants_that_have_gone_are_forgotten_in_the_end():
+    queue = queue_of(*(entry("stays", tenant="stays", num_tokens=1) for _ in range(10)))
+    for i in range(2_000):
+        queue.append(entry(tenant=f"passer-by {i}", num_tokens=1_000))
+        queue.take([each for each in queue if each.tenant.startswith("passer-by")])
+    assert len(queue._lines) == 1
+    assert len(queue._gone_s) < 100
+
+
+def test_the_first_of_each_tenant_is_guarded_against_being_overtaken():
+    """Each has its own: that others are served does not help whoever is passed by in the same line."""
+    long, short, other = entry("long", tenant="a"), entry("short", tenant="a"), entry("other", tenant="b")
+    queue = queue_of(long, short, other)
+    queue.take([short, other])
+    assert queue.num_overtakings == 1
+    queue.append(entry("other", tenant="b"))
+    queue.take([each for each in queue if each.tenant == "b"])
+    assert queue.num_overtakings == 2, "it was next, and another was taken"
+    queue.take([long])
+    assert queue.num_overtakings == 0
 
 
 def test_counts_never_drift_from_what_is_there():
     rng = random.Random(0)
     for is_by_deadline in (False, True):
-        queue, living = LaneQueue(is_by_deadline=is_by_deadline), set[Entry]()
+        queue, living = queue_of(is_by_deadline=is_by_deadline), set[Entry]()
         for _ in range(3_000):
             match rng.randrange(5):
                 case 0 | 1:

@@ -2,12 +2,14 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from batching import (
     CostModel,
+    DeadlineUnmeetableError,
     Entry,
     Lane,
     LaneLoad,
@@ -15,6 +17,8 @@ from batching import (
     Pass,
     QueueFullError,
     Scheduler,
+    Shape,
+    Slot,
     SubmissionTooLargeError,
 )
 from tests.batching.fakes import entry, known_cost, limits, names
@@ -22,17 +26,29 @@ from tests.batching.fakes import entry, known_cost, limits, names
 QUERY, DOCUMENT, BATCH = Lane
 
 
-def scheduler_with(*entries: Entry, limits: Limits = limits(), num_slots: int = 1) -> Scheduler:  # noqa: B008 - frozen
-    scheduler = Scheduler(limits, cost=known_cost(), num_slots=num_slots)
+def scheduler_with(
+    *entries: Entry,
+    limits: Limits = limits(),  # noqa: B008 - frozen
+    slots: Sequence[Slot] = (Slot(),),
+) -> Scheduler:
+    scheduler = Scheduler(limits, cost=known_cost(), slots=slots)
     for each in entries:
         scheduler.admit([each], each.arrival_s)
     return scheduler
 
 
+STAGING, YIELDING = Slot(depth=2), Slot(depth=2, can_interrupt=True)
+
+
+def full_documents(names: str) -> list[Entry]:
+    """One for each letter; each fills a pass."""
+    return [entry(name, num_tokens=100) for name in names]
+
+
 def run_next(scheduler: Scheduler, now_s: float = 0.0) -> list[object]:
     """Run the next pass to its end; returns the names in it."""
     composed = take(scheduler, now_s)
-    scheduler.finish(composed, device_s=composed.predicted_s)
+    scheduler.finish(composed, 0.0, device_s=composed.predicted_s)
     return names(composed.entries)
 
 
@@ -51,7 +67,7 @@ class TestComposition:
         scheduler = scheduler_with(
             entry("first", lane=QUERY, num_tokens=60),
             entry("second", lane=QUERY, num_tokens=60),
-            entry("urgent", lane=QUERY, num_tokens=60, deadline_s=5),
+            entry("urgent", lane=QUERY, num_tokens=60, deadline_s=0.08),
         )
         assert [run_next(scheduler) for _ in range(3)] == [["urgent"], ["first"], ["second"]]
 
@@ -113,7 +129,9 @@ class TestComposition:
     def test_a_long_document_is_overtaken_sixteen_times_and_then_no_more(self):
         """Short ones fit the fill of every query pass; the long one at their head must get its turn."""
         scheduler = scheduler_with(
-            entry("long", num_tokens=100), *(entry("short", num_tokens=10) for _ in range(900))
+            entry("long", num_tokens=100),
+            *(entry("short", num_tokens=10) for _ in range(900)),
+            limits=limits(interruption_share=0.9),
         )
         order: list[object] = []
         while "long" not in order:
@@ -188,9 +206,227 @@ class TestShares:
         )
         scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 0.0)
         first = take(scheduler)
-        scheduler.finish(first, device_s=10 * first.predicted_s)
+        scheduler.finish(first, 0.0, device_s=10 * first.predicted_s)
         scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 0.0)
         assert run_next(scheduler)[0] == "document"
+
+
+class TestTwoLines:
+    """One slot that can take a pass ahead, or two; a pass of 100 tokens is full and takes 110 ms."""
+
+    def test_a_full_pass_of_documents_is_staged_behind_the_one_that_runs_and_no_second(self):
+        scheduler = scheduler_with(*full_documents("abc"), slots=[STAGING])
+        assert names(take(scheduler).entries) == ["a"]
+        assert names(take(scheduler).entries) == ["b"]
+        assert scheduler.next_pass(0.0) is None
+        assert scheduler.statistics(0.0).num_staged_passes == 1
+
+    def test_less_than_a_pass_waits_for_company_until_the_slot_is_free(self):
+        """Staged now it would run as it is, however much comes in the meantime."""
+        scheduler = scheduler_with(*full_documents("a"), entry("b", num_tokens=40), slots=[STAGING])
+        running = take(scheduler)
+        assert scheduler.next_pass(0.0) is None
+        scheduler.admit([entry("c", num_tokens=40)], 0.1)
+        scheduler.finish(running, 0.11, device_s=0.11)
+        assert run_next(scheduler, 0.11) == ["b", "c"]
+
+    def test_a_runner_of_depth_1_is_handed_one_pass(self):
+        scheduler = scheduler_with(*full_documents("ab"), entry("query", lane=QUERY), slots=[Slot()])
+        take(scheduler)
+        assert scheduler.next_pass(0.0) is None
+
+    def test_a_query_overtakes_what_is_staged_just_before_it_would_begin(self):
+        scheduler = scheduler_with(*full_documents("ab"), slots=[STAGING])
+        take(scheduler), take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        assert scheduler.next_pass(0.0) is None
+        commit_s = scheduler.next_event_s(0.0)
+        assert commit_s == pytest.approx(0.110 - 0.002)
+        urgent = take(scheduler, commit_s)
+        assert (urgent.is_urgent, urgent.may_interrupt, names(urgent.entries)) == (True, False, ["query"])
+
+    def test_the_last_moment_comes_earlier_where_passes_end_earlier_than_predicted(self):
+        """One in a hundred may be missed; each of those waits for the staged pass, too."""
+        cost = known_cost()
+        for _ in range(100):
+            cost.observe(Shape(num_tokens=90), 0.8 * cost.predict_s(Shape(num_tokens=90)))
+            cost.observe(Shape(num_tokens=90), 1.25 * cost.predict_s(Shape(num_tokens=90)))
+        scheduler = Scheduler(limits(), cost=cost, slots=[STAGING])
+        scheduler.admit(full_documents("ab"), 0.0)
+        running, _ = take(scheduler), take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        assert scheduler.next_event_s(0.0) == pytest.approx(0.79 * running.predicted_s - 0.002, rel=0.02)
+
+    def test_a_full_pass_of_queries_has_nothing_to_wait_for(self):
+        scheduler = scheduler_with(*full_documents("ab"), slots=[STAGING])
+        take(scheduler), take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=50) for _ in range(2)], 0.0)
+        assert take(scheduler).is_urgent
+
+    def test_queries_wait_for_the_slot_where_nothing_is_staged(self):
+        """The later a pass is composed, the more queries are in it."""
+        scheduler = scheduler_with(*full_documents("a"), slots=[STAGING])
+        running = take(scheduler)
+        scheduler.admit([entry("first", lane=QUERY)], 0.0)
+        assert (scheduler.next_pass(0.109), scheduler.next_event_s(0.0)) == (None, None)
+        scheduler.admit([entry("second", lane=QUERY)], 0.11)
+        scheduler.finish(running, 0.11, device_s=0.11)
+        composed = take(scheduler, 0.11)
+        assert (composed.is_urgent, names(composed.entries)) == (False, ["first", "second"])
+
+    def test_nothing_is_staged_before_queries_that_wait(self):
+        scheduler = scheduler_with(*full_documents("a"), slots=[STAGING])
+        take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        scheduler.admit(full_documents("bc"), 0.0)
+        assert scheduler.next_pass(0.0) is None
+
+    def test_a_query_breaks_into_documents_at_once_and_not_into_other_queries(self):
+        scheduler = scheduler_with(*full_documents("ab"), slots=[YIELDING])
+        take(scheduler), take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        assert take(scheduler).may_interrupt
+        scheduler = scheduler_with(entry("running", lane=QUERY), slots=[YIELDING])
+        take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        assert scheduler.next_pass(0.0) is None
+
+    def test_one_urgent_pass_waits_and_another_may_run(self):
+        scheduler = scheduler_with(*full_documents("ab"), slots=[STAGING])
+        running, _ = take(scheduler), take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=50) for _ in range(6)], 0.0)
+        assert take(scheduler).is_urgent
+        assert scheduler.next_pass(0.0) is None, "one waits"
+        scheduler.finish(running, 0.11, device_s=0.11)
+        assert take(scheduler, 0.11).is_urgent, "the first one runs now"
+        assert scheduler.next_pass(0.11) is None
+
+    def test_idle_slots_ask_before_busy_ones(self):
+        scheduler = scheduler_with(*full_documents("abc"), slots=[YIELDING, YIELDING])
+        take(scheduler), take(scheduler)
+        assert scheduler.asking_order() == [1, 0]
+
+    def test_a_query_goes_where_it_can_begin_first(self):
+        """To the slot that lets it in, not to the one whose pass has to end."""
+        scheduler = scheduler_with(*full_documents("abcd"), slots=[STAGING, YIELDING])
+        for slot in (0, 0, 1, 1):
+            assert scheduler.next_pass(0.0, slot) is not None
+        scheduler.admit([entry("query", lane=QUERY)], 0.109)
+        assert scheduler.next_pass(0.109, 0) is None
+        urgent = scheduler.next_pass(0.109, 1)
+        assert urgent is not None
+        assert urgent.slot == 1
+
+    def test_a_query_goes_where_the_pass_that_runs_ends_first(self):
+        scheduler = scheduler_with(*full_documents("abcd"), slots=[STAGING, STAGING])
+        assert scheduler.next_pass(0.0, 0) is not None
+        assert scheduler.next_pass(0.0, 0) is not None
+        assert scheduler.next_pass(0.05, 1) is not None
+        assert scheduler.next_pass(0.05, 1) is not None
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 0.06)
+        assert scheduler.next_pass(0.06, 1) is None
+        assert scheduler.next_pass(0.06, 0) is not None
+
+    def test_a_query_goes_past_a_slot_that_does_not_come_back(self):
+        """It may hang until somebody ends it."""
+        scheduler = scheduler_with(*full_documents("abcd"), slots=[YIELDING, STAGING])
+        for slot, now_s in ((0, 0.0), (0, 0.0), (1, 0.95), (1, 0.95)):
+            assert scheduler.next_pass(now_s, slot) is not None
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 1.0)
+        assert scheduler.next_pass(1.0, 0) is None
+        assert scheduler.next_pass(1.0, 1) is not None
+
+    def test_documents_stay_short_for_a_while_after_a_query(self):
+        bounds = limits(max_document_pass_tokens=300, quiet_after_s=1.0)
+        scheduler = scheduler_with(entry("query", lane=QUERY), limits=bounds)
+        run_next(scheduler)
+        scheduler.admit([entry(str(i), num_tokens=100) for i in range(5)], 0.5)
+        assert run_next(scheduler, 0.999) == ["0"]
+        assert run_next(scheduler, 1.0) == ["1", "2", "3"]
+
+    def test_queries_ride_along_with_documents_only_as_far_as_their_own_passes_go(self):
+        bounds = limits(max_document_pass_tokens=300, quiet_after_s=0.0, document_share=0.9, batch_share=0.0)
+        scheduler = scheduler_with(entry("document", num_tokens=95), limits=bounds)
+        order: list[list[object]] = []
+        for _ in range(3):
+            scheduler.admit([entry("query", lane=QUERY, num_tokens=10)], 0.0)
+            order.append(run_next(scheduler))
+        assert ["document", "query"] not in order
+
+    def test_a_share_is_kept_free_for_documents_in_full_passes_of_queries(self):
+        """Short documents ride; no turn of their own has to stop the queries."""
+        scheduler = scheduler_with(
+            *(entry("document", num_tokens=10) for _ in range(20)),
+            limits=limits(fill_tokens=0, document_share=0.2),
+        )
+        order: list[list[object]] = []
+        for _ in range(3):
+            scheduler.admit([entry("query", lane=QUERY, num_tokens=10) for _ in range(10)], 0.0)
+            order.append(run_next(scheduler))
+        assert [passed.count("document") for passed in order] == [0, 2, 2]
+        assert [passed.count("query") for passed in order] == [10, 8, 8]
+
+    def test_passes_of_queries_are_filled_further_when_they_have_wasted_much(self):
+        """Each of them costs 10 ms that documents could have shared; 20 ms may be lost in a second."""
+        bounds = limits(fill_tokens=30, interruption_share=0.02)
+        scheduler = scheduler_with(*(entry("document") for _ in range(100)), limits=bounds)
+        sizes: list[int] = []
+        for now_s in (0.0, 0.0, 0.0, 10.0):
+            scheduler.admit([entry("query", lane=QUERY)], now_s)
+            sizes.append(len(run_next(scheduler, now_s)))
+        assert sizes == [3, 3, 10, 3]
+
+    def test_nobody_breaks_in_when_all_that_may_be_wasted_is_wasted(self):
+        bounds = limits(fill_tokens=0, interruption_share=0.02)
+        scheduler = scheduler_with(*full_documents("abcdefgh"), slots=[YIELDING], limits=bounds)
+        take(scheduler), take(scheduler)
+        may_interrupt: list[bool] = []
+        for _ in range(3):
+            scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.0)
+            urgent = take(scheduler)
+            may_interrupt.append(urgent.may_interrupt)
+            scheduler.finish(urgent, 0.0, device_s=urgent.predicted_s)
+        assert may_interrupt == [True, True, False]
+        assert scheduler.statistics(0.0).wasted_s == pytest.approx(0.030)
+
+
+class TestTenants:
+    def test_tenants_take_turns_however_much_one_of_them_has_sent(self):
+        scheduler = scheduler_with(
+            *(entry(f"a{i}", num_tokens=50, tenant="a") for i in range(6)),
+            *(entry(f"b{i}", num_tokens=50, tenant="b") for i in range(2)),
+        )
+        assert [run_next(scheduler) for _ in range(4)] == [
+            ["a0", "b0"],
+            ["a1", "b1"],
+            ["a2", "a3"],
+            ["a4", "a5"],
+        ]
+
+    def test_turns_are_counted_in_device_time_and_not_in_entries(self):
+        scheduler = scheduler_with(
+            *(entry("long", num_tokens=60, tenant="a") for _ in range(10)),
+            *(entry("short", num_tokens=20, tenant="b") for _ in range(30)),
+        )
+        ran = [name for _ in range(6) for name in run_next(scheduler)]
+        assert 60 * ran.count("long") == pytest.approx(20 * ran.count("short"), abs=60)
+
+    def test_a_query_in_a_hurry_goes_first_among_those_of_its_tenant_only(self):
+        """Or a key that asks for short deadlines would have the device for itself."""
+        scheduler = scheduler_with(
+            entry("a", lane=QUERY, num_tokens=60, tenant="a"),
+            entry("b", lane=QUERY, num_tokens=60, tenant="b"),
+            entry("b in a hurry", lane=QUERY, num_tokens=60, tenant="b", deadline_s=0.5),
+            limits=limits(query_slo_s=1.0),
+        )
+        assert [run_next(scheduler) for _ in range(3)] == [["a"], ["b in a hurry"], ["b"]]
+
+    def test_a_tenant_with_little_waiting_is_not_told_to_give_up_for_one_with_much(self):
+        scheduler = scheduler_with(*(entry(num_tokens=100, tenant="much") for _ in range(50)))
+        soon = {"num_tokens": 100, "deadline_s": 0.5}
+        with pytest.raises(DeadlineUnmeetableError):
+            scheduler.admit([entry(tenant="much", **soon)], 0.0)
+        scheduler.admit([entry(tenant="little", **soon)], 0.0)
 
 
 class TestLinger:
@@ -237,11 +473,30 @@ class TestAdmission:
         scheduler.admit([entry("query", lane=QUERY)], 0.0)
         assert run_next(scheduler)[0] == "query"
 
-    def test_tokens_are_bounded_as_well_as_entries(self):
-        scheduler = scheduler_with(entry(num_tokens=60), limits=limits(max_waiting_tokens=100))
-        with pytest.raises(QueueFullError, match="60 tokens are waiting, 100 are allowed, and the request"):
-            scheduler.admit([entry(num_tokens=41)], 0.0)
-        scheduler.admit([entry(num_tokens=40)], 0.0)
+    @pytest.mark.parametrize(("num_slots", "new_s"), [(1, 0.051), (2, 0.046)])
+    def test_device_seconds_are_bounded_as_well_as_entries(self, num_slots: int, new_s: float):
+        """Two devices need half as long for the same work, so that twice as much may wait."""
+        scheduler = scheduler_with(
+            *(entry(num_tokens=60) for _ in range(num_slots)),
+            limits=limits(max_waiting_s=0.110),
+            slots=num_slots * (Slot(),),
+        )
+        waiting_s = scheduler.lane_load(DOCUMENT).waiting_s
+        with pytest.raises(QueueFullError) as refused:
+            scheduler.admit([entry(num_tokens=41) for _ in range(num_slots)], 0.0)
+        assert str(refused.value) == (
+            f"the document lane is full: {waiting_s} seconds of work are waiting, 0.11 are allowed, "
+            f"and the request brings {new_s}"
+        )
+        scheduler.admit([entry(num_tokens=40) for _ in range(num_slots)], 0.0)
+
+    def test_a_request_larger_than_the_lane_is_let_into_an_empty_one(self):
+        """Or it would be told to come back for ever."""
+        large = [entry(num_tokens=90) for _ in range(10)]
+        scheduler = scheduler_with(limits=limits(max_waiting_s=0.2))
+        scheduler.admit(large, 0.0)
+        with pytest.raises(QueueFullError):
+            scheduler.admit([entry()], 0.0)
 
     def test_what_can_never_fit_is_told_so_even_if_the_lane_is_full(self):
         """A client that is told to come back would come back for ever."""
@@ -261,7 +516,9 @@ class TestAdmission:
     def test_the_wait_is_the_time_until_there_is_room(self, num_slots: int, wait_s: float):
         """Of ten full passes two must have run before twenty more fit; 110 ms each, by all slots."""
         scheduler = scheduler_with(
-            *(entry() for _ in range(100)), limits=limits(max_waiting_entries=100), num_slots=num_slots
+            *(entry() for _ in range(100)),
+            limits=limits(max_waiting_entries=100),
+            slots=num_slots * (Slot(),),
         )
         with pytest.raises(QueueFullError) as refused:
             scheduler.admit([entry() for _ in range(20)], 0.0)
@@ -282,10 +539,8 @@ class TestAdmission:
 
     def test_the_wait_for_documents_is_bounded_by_their_share(self):
         """A thousand queries ahead take 11 s; half of the device needs 220 ms for the documents."""
-        bounds = Limits(
-            max_pass_tokens=100,
-            fill_tokens=0,
-            shares={DOCUMENT: 0.5},
+        bounds = replace(
+            limits(fill_tokens=0, document_share=0.5, batch_share=0),
             max_waiting_entries={QUERY: 1000, DOCUMENT: 10, BATCH: 1},
         )
         scheduler = scheduler_with(limits=bounds)
@@ -308,6 +563,33 @@ class TestDeadlines:
         assert run_next(scheduler, now_s=1.0) == ["fresh"]
         assert scheduler.expire(1.0) == [stale]
 
+    def test_what_cannot_be_done_in_time_is_not_let_in(self):
+        """300 ms of documents are ahead, and 110 ms are its own."""
+        scheduler = scheduler_with(*(entry(num_tokens=90) for _ in range(3)))
+        scheduler.admit([entry(num_tokens=100, deadline_s=0.42)], 0.0)
+        with pytest.raises(DeadlineUnmeetableError) as refused:
+            scheduler.admit([entry(num_tokens=90, deadline_s=0.42)], 0.0)
+        assert str(refused.value) == "the deadline is in 420 ms, and the result is expected in 510 ms"
+        assert scheduler.statistics(0.0).lanes[DOCUMENT].num_refused == 1
+
+    def test_only_more_urgent_queries_count_against_a_deadline(self):
+        scheduler = scheduler_with(*(entry(lane=QUERY, num_tokens=90) for _ in range(5)))
+        scheduler.admit([entry("hasty", lane=QUERY, num_tokens=20, deadline_s=0.05)], 0.0)
+        assert run_next(scheduler) == ["hasty"]
+
+    def test_a_deadline_later_than_the_usual_does_not_put_a_query_back(self):
+        """The OpenAI SDK sends ten minutes with every call."""
+        scheduler = scheduler_with(
+            entry("patient", lane=QUERY, num_tokens=60, deadline_s=600.0),
+            entry("plain", lane=QUERY, num_tokens=60),
+        )
+        assert run_next(scheduler) == ["patient"]
+
+    def test_an_idle_device_tries_what_it_thinks_it_cannot_do(self):
+        """A prediction that became too long by accident would refuse everything that could correct it."""
+        scheduler = scheduler_with(entry("tried", num_tokens=100, deadline_s=0.01))
+        assert run_next(scheduler) == ["tried"]
+
     def test_an_expired_entry_is_handed_out_once(self):
         stale = entry(deadline_s=1.0)
         scheduler = scheduler_with(stale)
@@ -320,7 +602,7 @@ class TestDeadlines:
         scheduler = scheduler_with(running)
         composed = take(scheduler)
         assert scheduler.expire(1.0) == [running]
-        scheduler.finish(composed, device_s=2.0)
+        scheduler.finish(composed, 0.0, device_s=2.0)
         lane = scheduler.statistics(2.0).lanes[DOCUMENT]
         assert (lane.num_expired, lane.num_done) == (1, 0)
 
@@ -353,7 +635,7 @@ class TestFailedPasses:
         scheduler = scheduler_with(entry("a"), entry("b"))
         lost = take(scheduler)
         scheduler.admit([entry("new")], 0.0)
-        assert scheduler.retry(lost, is_runner_lost=True) == ()
+        assert scheduler.retry(lost, 0.0, is_runner_lost=True) == ()
         assert [run_next(scheduler), run_next(scheduler)] == [["a", "b"], ["new"]]
 
     def test_a_pass_that_kills_a_second_runner_is_halved_until_the_culprit_stands_alone(self):
@@ -384,17 +666,38 @@ class TestFailedPasses:
             while (composed := scheduler.next_pass(0.0)) is not None:
                 num_passes += 1
                 if str(culprit) in names(composed.entries):
-                    given_up += names(scheduler.retry(composed, is_runner_lost=False))
+                    given_up += names(scheduler.retry(composed, 0.0, is_runner_lost=False))
                 else:
-                    scheduler.finish(composed, device_s=0.1)
+                    scheduler.finish(composed, 0.0, device_s=0.1)
             assert given_up == [str(culprit)]
             assert num_passes <= 1 + 2 * math.ceil(math.log2(num_entries))
             assert scheduler.statistics(0.0).lanes[DOCUMENT].num_done == num_entries - 1
 
+    def test_what_was_staged_when_a_runner_died_is_not_blamed_in_whatever_order_passes_come_back(self):
+        for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+            scheduler = scheduler_with(*full_documents("ab"), slots=[STAGING])
+            out = [take(scheduler), take(scheduler)]
+            scheduler.admit([entry("query", lane=QUERY)], 0.109)
+            out.append(take(scheduler, 0.109))
+            for index in order:
+                assert scheduler.retry(out[index], 0.11, is_runner_lost=True) == ()
+            attempts = {each.payload: each.num_attempts for lost in out for each in lost.entries}
+            assert attempts == {"a": 1, "b": 0, "query": 0}
+
+    def test_an_urgent_pass_that_may_have_begun_is_blamed(self):
+        scheduler = scheduler_with(*full_documents("ab"), slots=[YIELDING])
+        out = [take(scheduler), take(scheduler)]
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        out.append(take(scheduler))
+        for lost in reversed(out):
+            scheduler.retry(lost, 0.1, is_runner_lost=True)
+        attempts = {each.payload: each.num_attempts for lost in out for each in lost.entries}
+        assert attempts == {"a": 1, "b": 0, "query": 1}
+
     def test_an_entry_alone_that_raises_is_given_up(self):
         culprit = entry()
         scheduler = scheduler_with(culprit)
-        assert scheduler.retry(take(scheduler), is_runner_lost=False) == (culprit,)
+        assert scheduler.retry(take(scheduler), 0.0, is_runner_lost=False) == (culprit,)
         assert scheduler.statistics(0.0).lanes[DOCUMENT].num_failed == 1
 
     def test_a_mixed_pass_falls_into_its_lanes_so_that_queries_are_free_of_documents_first(self):
@@ -406,7 +709,7 @@ class TestFailedPasses:
     def test_new_entries_never_join_what_is_left_of_a_failed_pass(self):
         scheduler = scheduler_with(entry("a"), entry("b"))
         failed = take(scheduler)
-        scheduler.retry(failed, is_runner_lost=False)
+        scheduler.retry(failed, 0.0, is_runner_lost=False)
         scheduler.admit([entry("query", lane=QUERY)], 0.0)
         scheduler.admit([entry("new")], 0.0)
         assert [run_next(scheduler) for _ in range(4)] == [["query"], ["a"], ["b"], ["new"]]
@@ -414,7 +717,7 @@ class TestFailedPasses:
     def test_newer_documents_do_not_ride_with_queries_past_a_document_that_is_tried_again(self):
         """Riding would use up the share that the retry needs for its turn."""
         scheduler = scheduler_with(entry("again", num_tokens=5))
-        scheduler.retry(take(scheduler), is_runner_lost=True)
+        scheduler.retry(take(scheduler), 0.0, is_runner_lost=True)
         order: list[object] = []
         for _ in range(10):
             scheduler.admit([entry("query", lane=QUERY, num_tokens=10)], 0.0)
@@ -427,7 +730,7 @@ class TestFailedPasses:
         scheduler = scheduler_with(a, b)
         failed = take(scheduler)
         scheduler.cancel(a)
-        scheduler.retry(failed, is_runner_lost=False)
+        scheduler.retry(failed, 0.0, is_runner_lost=False)
         assert run_next(scheduler) == ["b"]
         assert scheduler.next_pass(0.0) is None
 
@@ -437,7 +740,7 @@ class TestFailedPasses:
         scheduler = scheduler_with(culprit, survivor)
         failed = take(scheduler)
         scheduler.cancel(culprit)
-        assert scheduler.retry(failed, is_runner_lost=False) == ()
+        assert scheduler.retry(failed, 0.0, is_runner_lost=False) == ()
         assert run_next(scheduler) == ["survivor"]
 
 
@@ -447,7 +750,7 @@ class TestState:
         d = entry("d", num_tokens=40, deadline_s=5.0)
         scheduler = scheduler_with(a, b, c, d, e)
         first = take(scheduler, 1.0)
-        scheduler.finish(first, device_s=0.5, failed=[b])
+        scheduler.finish(first, 0.0, device_s=0.5, failed=[b])
         scheduler.cancel(c)
         scheduler.expire(5.0)
         lane = scheduler.statistics(6.0).lanes[DOCUMENT]
@@ -463,8 +766,14 @@ class TestState:
         )
         scheduler.cancel(gone)
         take(scheduler)
-        assert scheduler.lane_load(QUERY) == LaneLoad(num_waiting=1, num_waiting_tokens=60)
-        assert scheduler.lane_load(BATCH) == LaneLoad(num_waiting=0, num_waiting_tokens=0)
+        # 100 s of full passes, each of which holds 100 tokens in 110 ms.
+        assert scheduler.lane_load(QUERY) == LaneLoad(
+            num_waiting=1,
+            num_waiting_tokens=60,
+            waiting_s=pytest.approx(0.070),
+            max_waiting_tokens=pytest.approx(90_909, abs=1),
+        )
+        assert scheduler.lane_load(BATCH).waiting_s == 0
 
     def test_telling_a_lanes_load_costs_the_same_however_much_waits_and_runs(self):
         """It goes into the headers of every answer, and a busy server is the one that has many to give."""
@@ -478,14 +787,14 @@ class TestState:
 
     def test_device_time_of_a_mixed_pass_is_split_by_tokens(self):
         scheduler = scheduler_with(entry(lane=QUERY, num_tokens=10), entry(num_tokens=30))
-        scheduler.finish(take(scheduler), device_s=0.4)
+        scheduler.finish(take(scheduler), 0.0, device_s=0.4)
         lanes = scheduler.statistics(0.0).lanes
         assert (lanes[QUERY].device_s, lanes[DOCUMENT].device_s) == pytest.approx((0.1, 0.3))
 
     def test_cancelling_what_has_gone_changes_nothing(self):
         done = entry()
         scheduler = scheduler_with(done)
-        scheduler.finish(take(scheduler), device_s=0.1)
+        scheduler.finish(take(scheduler), 0.0, device_s=0.1)
         scheduler.cancel(done)
         assert scheduler.statistics(0.0).lanes[DOCUMENT].num_cancelled == 0
 
@@ -503,7 +812,7 @@ class TestState:
         scheduler.admit([entry(num_tokens=100)], 0.0)
         composed = take(scheduler)
         assert composed.predicted_s == pytest.approx(0.1)
-        scheduler.finish(composed, device_s=0.3)
+        scheduler.finish(composed, 0.0, device_s=0.3)
         scheduler.admit([entry(num_tokens=100)], 0.0)
         assert take(scheduler).predicted_s == pytest.approx(0.3)
 
@@ -529,7 +838,7 @@ def drain_with_culprit(
     while (composed := scheduler.next_pass(0.0)) is not None:
         ran.append("".join(str(name) for name in names(composed.entries)))
         if culprit in names(composed.entries):
-            given_up += names(scheduler.retry(composed, is_runner_lost=is_runner_lost))
+            given_up += names(scheduler.retry(composed, 0.0, is_runner_lost=is_runner_lost))
         else:
-            scheduler.finish(composed, device_s=composed.predicted_s)
+            scheduler.finish(composed, 0.0, device_s=composed.predicted_s)
     return ran, given_up

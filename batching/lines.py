@@ -1,0 +1,104 @@
+"""What is out on one slot, and what of it has begun, as far as that can be known from here.
+
+A runner begins passes in the order in which they came, but urgent ones before those of the main line. It
+tells of nothing but ends. So what has begun is concluded: the first of the main line begins when nothing
+urgent is left and the one before it has come back.
+"""
+
+from dataclasses import dataclass, field
+
+from batching.types import Pass, Slot
+
+_MAX_OUT = 3
+"""Passes out on a slot: one that runs, one that is staged, one that is urgent; or two urgent ones and one
+that is staged."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class SlotLines:
+    """What is out on one slot; in both lines the first one was handed out first."""
+
+    can: Slot
+    main: list[Pass] = field(default_factory=list)
+    urgent: list[Pass] = field(default_factory=list)
+    begun: Pass | None = None
+    """The pass of the main line that has begun; an urgent one may have broken into it."""
+    since_s: float = 0.0
+    """When what runs now began."""
+    unbegun: set[Pass] = field(default_factory=set)
+    """Passes that had not begun when the runner died, and have not come back yet."""
+
+    @property
+    def num_out(self) -> int:
+        """Passes that were handed out and have not come back."""
+        return len(self.main) + len(self.urgent)
+
+    @property
+    def is_urgent_running(self) -> bool:
+        """An urgent pass has the device for sure: one that breaks in may not have begun."""
+        return bool(self.urgent) and self.begun is None
+
+    @property
+    def staged(self) -> list[Pass]:
+        """Passes of the main line that have not begun."""
+        return [out for out in self.main if out is not self.begun]
+
+    @property
+    def running(self) -> Pass | None:
+        """What has the device, as far as that is known here."""
+        return self.urgent[0] if self.is_urgent_running else self.begun
+
+    @property
+    def waiting(self) -> list[Pass]:
+        """Everything else that is out."""
+        return [out for out in (*self.urgent, *self.main) if out is not self.running]
+
+    def can_take_urgent(self, *, may_interrupt: bool) -> bool:
+        """Whether an urgent pass would find its place free, and something to overtake or to break into."""
+        if self.can.depth == 1 or self.num_out >= _MAX_OUT:
+            return False
+        if len(self.urgent) > self.is_urgent_running:
+            return False  # One waits already.
+        return bool(self.staged) or may_interrupt
+
+    def is_interruptible(self) -> bool:
+        """Whether a pass of documents runs that can make room."""
+        return self.can.can_interrupt and self.begun is not None and not self.begun.has_queries
+
+    def rest_s(self, now_s: float) -> float:
+        """How much longer the pass that runs will run."""
+        running = self.running
+        return max(0.0, self.since_s + running.predicted_s - now_s) if running is not None else 0.0
+
+    def overdue_s(self, now_s: float) -> float:
+        """How much longer the pass that runs has run than it should have."""
+        running = self.running
+        return max(0.0, now_s - self.since_s - running.predicted_s) if running is not None else 0.0
+
+    def add(self, out: Pass, now_s: float) -> None:
+        """Take note that a pass was handed out."""
+        (self.urgent if out.is_urgent else self.main).append(out)
+        if self.num_out == 1:
+            self._begin(now_s)
+
+    def remove(self, out: Pass, now_s: float) -> None:
+        """Take note that a pass came back."""
+        (self.urgent if out.is_urgent else self.main).remove(out)
+        self.unbegun.discard(out)
+        if out is self.begun:
+            self.begun = None
+        self._begin(now_s)
+
+    def blame(self, lost: Pass) -> bool:
+        """Whether a pass had begun, or may have, when the runner died under it."""
+        if not self.unbegun:
+            self.unbegun.update(self.staged)
+            # One that breaks in may have begun; any other urgent one begins when the device is free.
+            may_have_begun = self.is_urgent_running or (bool(self.urgent) and self.urgent[0].may_interrupt)
+            self.unbegun.update(self.urgent[1 if may_have_begun else 0 :])
+        return lost not in self.unbegun
+
+    def _begin(self, now_s: float) -> None:
+        self.since_s = now_s
+        if self.begun is None and not self.urgent and self.main:
+            self.begun = self.main[0]
