@@ -176,7 +176,7 @@ class SeeingEngine(FakeEngine):
     def image_inputs(self) -> ImageInputs | None:
         return self.info_.images
 
-    async def decode_image(self, file: bytes, *, lane: Lane) -> DecodedImage:
+    async def decode_image(self, file: bytes, *, lane: Lane, group: object = None) -> DecodedImage:
         return DecodedImage(pixels=np.zeros((56, 56, 3), np.uint8), num_tokens=4)
 
 
