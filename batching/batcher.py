@@ -34,6 +34,9 @@ from batching.types import Entry, Lane, Pass, PassReport, Slot, SubmissionOutcom
 
 _logger = logging.getLogger(__name__)
 
+_TIMER_SLACK_S = 1e-9
+"""Timers are set so much later: one that fires a rounding error before its moment would only be set again."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Submission:
@@ -236,8 +239,8 @@ class Batcher:
         self._notify()
         if self._ends:
             self._give_up_if_last()
-        # The device first; the callers' tasks run a turn later.
-        self._report(slot, composed, run_s, outcome)
+        # The device and the callers first: whoever only watches is told a turn later.
+        asyncio.get_running_loop().call_soon(self._report, slot, composed, run_s, outcome)
 
     def _report(self, slot: int, composed: Pass, run_s: float, outcome: RunResult | Exception) -> None:
         if self._on_pass is None:
@@ -363,7 +366,8 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_s = moment_s
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, moment_s - now_s), self._on_timer)
+        delay_s = max(0.0, moment_s - now_s) + _TIMER_SLACK_S
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer, self._timer_s = None, inf

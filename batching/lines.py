@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 
 from batching.types import Pass, Slot
 
-_MAX_OUT = 3
-"""Passes out on a slot: one that runs, one that is staged, one that is urgent; or two urgent ones and one
-that is staged."""
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SlotLines:
@@ -55,11 +51,9 @@ class SlotLines:
 
     def can_take_urgent(self, *, may_interrupt: bool) -> bool:
         """Whether an urgent pass would find its place free, and something to overtake or to break into."""
-        if self.can.depth == 1 or self.num_out >= _MAX_OUT:
-            return False
-        if len(self.urgent) > self.is_urgent_running:
-            return False  # One waits already.
-        return bool(self.staged) or may_interrupt
+        # So three are out at most: one that runs, one that is staged, one that is urgent and waits.
+        is_free = len(self.urgent) == self.is_urgent_running
+        return self.can.depth == 2 and is_free and (bool(self.staged) or may_interrupt)
 
     def is_interruptible(self) -> bool:
         """Whether a pass of documents runs that can make room."""

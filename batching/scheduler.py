@@ -60,6 +60,8 @@ _BURST_S = 1.0
 """The interruptions of so much time may come all at once."""
 _RECENT_S = 5.0
 """Device time over which it is remembered who got how much of it."""
+_SATURATED = 0.1
+"""Lanes that left less than this of the device, apart from shares, are taken to go on so."""
 _NUM_WEIGHED = 256
 """Entries that are looked at one by one to say when there is room again; those behind them are averaged."""
 _NOTHING = Shape(num_tokens=0)
@@ -388,6 +390,8 @@ class Scheduler:
         lines = self._slots[slot]
         if lines.num_out >= lines.can.depth or self._linger_until_s(now_s) is not None:
             return None
+        if not all(other.num_out for other in self._slots):
+            return None  # It can run at once elsewhere.
         if self._lanes[Lane.QUERY] and self._owed_lane() is None:
             return None  # They are about to run here or elsewhere, and may leave room for documents.
         lanes = [lane for lane in Lane if lane is not Lane.QUERY]
@@ -424,6 +428,7 @@ class Scheduler:
         if entries[0].lane is Lane.QUERY and others_wait:
             wasted_s = self._waste_s(composed, now_s)
             self._wasted_s += wasted_s
+            self._refill_budget(now_s)
             # Only breaking in goes into debt, by one pass: the others run in any case.
             least_s = -inf if may_interrupt else min(self._budget_s, 0.0)
             self._budget_s = max(least_s, self._budget_s - wasted_s)
@@ -479,12 +484,10 @@ class Scheduler:
         if leading is Lane.QUERY:
             self._add_queries_and_fill(chosen, now_s)
             return tuple(chosen)
-        pass_s = self._document_pass_s(now_s)
-        room = Room(self._cost, self._limits, pass_s)
+        # Where queries ride along, it is short enough for them: they wait now.
+        room = Room(self._cost, self._limits, self._document_pass_s(now_s))
         for lane in sorted(lanes, key=lambda lane: lane is not leading):
-            # Queries ride along only if the pass is short enough for them.
-            longer_s = self._cost.room_s(pass_s) - self._cost.room_s(self._limits.max_pass_s)
-            self._add(lane, chosen, room, keep_s=longer_s if lane is Lane.QUERY else 0.0)
+            self._add(lane, chosen, room)
         return tuple(chosen)
 
     def _add_queries_and_fill(self, chosen: list[Entry], now_s: float) -> None:
@@ -677,10 +680,18 @@ class Scheduler:
         turns_s = sum(self._turn_cost_s(other) for other in behind if self._limits.shares.get(other))
         rest = 1 - sum(self._limits.shares.get(other, 0.0) for other in behind)
         drain_s = (ahead_s + leaving_s) / rest + turns_s
-        if (rest := 1 - sum(self._recent[other] for other in ahead)) > 0:
-            drain_s = max(drain_s, leaving_s / rest)
-        if share := self._limits.shares.get(lane, 0.0):
-            drain_s = min(drain_s, leaving_s / share)
+        # What the lane leads is saved up for, and the turn before may have used up everything.
+        saved_s = leaving_s + self._turn_cost_s(lane)
+        share = self._limits.shares.get(lane, 0.0)
+        rest = 1 - sum(self._recent[other] for other in ahead) / (sum(self._recent.values()) or 1.0)
+        if rest < share + _SATURATED:
+            drain_s = inf
+        elif rest < 1:
+            drain_s = max(drain_s, saved_s / rest)
+        if share:
+            drain_s = min(drain_s, saved_s / share)
+        elif drain_s == inf:
+            drain_s = (ahead_s + leaving_s) / _SATURATED  # Nothing is promised to it.
         return (self._out_s(now_s) + drain_s) / len(self._slots) * (1 + max(0.0, self._cost.residual()))
 
     def _time_to_leave_s(self, lane: Lane, num_over: int, over_s: float) -> float:

@@ -470,6 +470,25 @@ class TestTwoLines:
 
         on_virtual_time(main)
 
+    def test_documents_are_staged_as_soon_as_queries_have_gone_elsewhere(self):
+        """They were kept back for the queries; nothing else would wake the slot before its pass ends."""
+
+        async def main():
+            staging, yielding = LayeredFake(can_interrupt=False), LayeredFake()
+            batcher = batcher_of(staging, yielding)
+            requests = [asyncio.create_task(embed(batcher, "a", "b", num_tokens=100))]
+            await asyncio.sleep(0.05)
+            came_s = now_s()
+            requests.append(asyncio.create_task(embed(batcher, "query", lane=QUERY)))
+            requests.append(asyncio.create_task(embed(batcher, "c", num_tokens=100)))
+            await settle()
+            assert ("urgent query handed", came_s) in yielding.log
+            assert ("c handed", came_s) in staging.log
+            await asyncio.gather(*requests)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
     def test_a_death_fails_every_pass_that_was_out_and_blames_only_what_had_begun(self):
         """Or a document that was staged behind two deaths would be given up without having run once."""
 

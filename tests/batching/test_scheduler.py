@@ -221,6 +221,13 @@ class TestTwoLines:
         assert scheduler.next_pass(0.0) is None
         assert scheduler.statistics(0.0).num_staged_passes == 1
 
+    def test_nothing_is_staged_while_another_slot_is_idle(self):
+        scheduler = scheduler_with(*full_documents("abc"), slots=[STAGING, STAGING])
+        assert scheduler.next_pass(0.0, 0) is not None
+        assert scheduler.next_pass(0.0, 0) is None
+        assert scheduler.next_pass(0.0, 1) is not None
+        assert scheduler.next_pass(0.0, 0) is not None
+
     def test_less_than_a_pass_waits_for_company_until_the_slot_is_free(self):
         """Staged now it would run as it is, however much comes in the meantime."""
         scheduler = scheduler_with(*full_documents("a"), entry("b", num_tokens=40), slots=[STAGING])
@@ -303,13 +310,13 @@ class TestTwoLines:
 
     def test_idle_slots_ask_before_busy_ones(self):
         scheduler = scheduler_with(*full_documents("abc"), slots=[YIELDING, YIELDING])
-        take(scheduler), take(scheduler)
+        take(scheduler)
         assert scheduler.asking_order() == [1, 0]
 
     def test_a_query_goes_where_it_can_begin_first(self):
         """To the slot that lets it in, not to the one whose pass has to end."""
         scheduler = scheduler_with(*full_documents("abcd"), slots=[STAGING, YIELDING])
-        for slot in (0, 0, 1, 1):
+        for slot in (0, 1, 0, 1):
             assert scheduler.next_pass(0.0, slot) is not None
         scheduler.admit([entry("query", lane=QUERY)], 0.109)
         assert scheduler.next_pass(0.109, 0) is None
@@ -319,10 +326,8 @@ class TestTwoLines:
 
     def test_a_query_goes_where_the_pass_that_runs_ends_first(self):
         scheduler = scheduler_with(*full_documents("abcd"), slots=[STAGING, STAGING])
-        assert scheduler.next_pass(0.0, 0) is not None
-        assert scheduler.next_pass(0.0, 0) is not None
-        assert scheduler.next_pass(0.05, 1) is not None
-        assert scheduler.next_pass(0.05, 1) is not None
+        for slot, now_s in ((0, 0.0), (1, 0.05), (0, 0.05), (1, 0.05)):
+            assert scheduler.next_pass(now_s, slot) is not None
         scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 0.06)
         assert scheduler.next_pass(0.06, 1) is None
         assert scheduler.next_pass(0.06, 0) is not None
@@ -330,7 +335,7 @@ class TestTwoLines:
     def test_a_query_goes_past_a_slot_that_does_not_come_back(self):
         """It may hang until somebody ends it."""
         scheduler = scheduler_with(*full_documents("abcd"), slots=[YIELDING, STAGING])
-        for slot, now_s in ((0, 0.0), (0, 0.0), (1, 0.95), (1, 0.95)):
+        for slot, now_s in ((0, 0.0), (1, 0.95), (0, 0.95), (1, 0.95)):
             assert scheduler.next_pass(now_s, slot) is not None
         scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 1.0)
         assert scheduler.next_pass(1.0, 0) is None
@@ -343,15 +348,6 @@ class TestTwoLines:
         scheduler.admit([entry(str(i), num_tokens=100) for i in range(5)], 0.5)
         assert run_next(scheduler, 0.999) == ["0"]
         assert run_next(scheduler, 1.0) == ["1", "2", "3"]
-
-    def test_queries_ride_along_with_documents_only_as_far_as_their_own_passes_go(self):
-        bounds = limits(max_document_pass_tokens=300, quiet_after_s=0.0, document_share=0.9, batch_share=0.0)
-        scheduler = scheduler_with(entry("document", num_tokens=95), limits=bounds)
-        order: list[list[object]] = []
-        for _ in range(3):
-            scheduler.admit([entry("query", lane=QUERY, num_tokens=10)], 0.0)
-            order.append(run_next(scheduler))
-        assert ["document", "query"] not in order
 
     def test_a_share_is_kept_free_for_documents_in_full_passes_of_queries(self):
         """Short documents ride; no turn of their own has to stop the queries."""
@@ -388,6 +384,17 @@ class TestTwoLines:
             scheduler.finish(urgent, 0.0, device_s=urgent.predicted_s)
         assert may_interrupt == [True, True, False]
         assert scheduler.statistics(0.0).wasted_s == pytest.approx(0.030)
+
+    def test_passes_that_had_to_run_anyway_leave_no_debt(self):
+        """A flood of queries would keep them from breaking in long after it."""
+        bounds = limits(fill_tokens=0, interruption_share=0.02, document_share=0.0)
+        scheduler = scheduler_with(*full_documents("abc"), slots=[YIELDING], limits=bounds)
+        for _ in range(100):
+            scheduler.admit([entry("query", lane=QUERY)], 0.0)
+            assert run_next(scheduler) == ["query"]
+        take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 1.0)
+        assert take(scheduler, 1.0).may_interrupt
 
 
 class TestTenants:
@@ -538,7 +545,8 @@ class TestAdmission:
         assert refused.value.retry_after_s == pytest.approx(0.108 + 0.110 + 0.110)
 
     def test_the_wait_for_documents_is_bounded_by_their_share(self):
-        """A thousand queries ahead take 11 s; half of the device needs 220 ms for the documents."""
+        """A thousand queries ahead take 11 s; half of the device needs 220 ms to save up for the turn that
+        makes room, and as long again if it has just had one."""
         bounds = replace(
             limits(fill_tokens=0, document_share=0.5, batch_share=0),
             max_waiting_entries={QUERY: 1000, DOCUMENT: 10, BATCH: 1},
@@ -548,7 +556,7 @@ class TestAdmission:
         scheduler.admit([entry(lane=QUERY) for _ in range(1000)], 0.0)
         with pytest.raises(QueueFullError) as refused:
             scheduler.admit([entry() for _ in range(10)], 0.0)
-        assert refused.value.retry_after_s == pytest.approx(0.110 / 0.5)
+        assert refused.value.retry_after_s == pytest.approx(2 * 0.110 / 0.5)
 
     def test_an_empty_submission_changes_nothing(self):
         scheduler = scheduler_with()
