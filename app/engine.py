@@ -17,6 +17,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from app.calibration import measure_passes, shape_of
 from app.devices import Placement, place_workers, usable_cores
 from app.logs import logs_as_json
 from app.settings import BatchingSettings, ImageSettings, Settings
@@ -31,7 +32,6 @@ from batching import (
     RunnerLostError,
     RunResult,
     SchedulerStatistics,
-    Shape,
     ShuttingDownError,
     WorkItem,
 )
@@ -41,7 +41,6 @@ from model import (
     DecodedImage,
     EmbeddingInput,
     Features,
-    ImageInputs,
     ImageSpec,
     InputError,
     ModelInfo,
@@ -84,13 +83,6 @@ _QUERY_POOL_CHARS = 20_000
 # characters take 0.14 s. One longer input is a call of its own, bounded by the setting max_input_chars.
 _CHUNK_INPUTS = 64
 _CHUNK_CHARS = 200_000
-
-# Shapes the cost model starts from, in tokens: a short query, and up to a full pass.
-_CALIBRATION_TOKENS = (8, 64, 256, 512)
-
-# And square images, in tokens a side: small ones, because a large model takes a minute for a large image on
-# a CPU.
-_CALIBRATION_IMAGE_SIDES = (4, 12)
 
 _MIN_PASS_TIMEOUT_S = 10.0
 _TIMEOUT_FACTOR = 50
@@ -457,9 +449,10 @@ class Engine:
                 "max_tokens is %d, but the model reads no more than %d", model.max_tokens, info.max_tokens
             )
         self._enter("measuring pass times")
-        cost = CostModel()
-        cost.fit(await self._calibrate(info))
         limits = batching_limits(self._settings.batching, is_cuda=placement.is_cuda)
+        cost = CostModel()
+        cost.fit(await measure_passes(self._workers[0], info, limits))
+        logger.info("pass times: %r", cost)
         batcher = Batcher(
             [WorkerRunner(worker, cost) for worker in self._workers],
             limits=limits,
@@ -509,29 +502,6 @@ class Engine:
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
-
-    async def _calibrate(self, info: ModelInfo) -> list[tuple[Shape, float]]:
-        """Time a handful of passes on the first worker, of texts and of images.
-
-        The first pass of either kind is thrown away: it allocates, and chooses kernels.
-        """
-        of_texts = [calibration_pass(number, max_tokens=info.max_tokens) for number in _CALIBRATION_TOKENS]
-        # One long text, too: what attention costs grows with the square of a length.
-        longest = min(_CALIBRATION_TOKENS[-1], info.max_tokens)
-        of_texts.append([Features(token_ids=np.ones(longest, dtype=np.int32))])
-        samples = await self._timed([of_texts[-1], *of_texts])
-        if info.images is not None:
-            of_images = [[calibration_image(side, info.images)] for side in _CALIBRATION_IMAGE_SIDES]
-            samples += await self._timed([of_images[0], *of_images])
-        return samples
-
-    async def _timed(self, passes: Sequence[Sequence[Features]]) -> list[tuple[Shape, float]]:
-        """Run the passes on the first worker: what all but the first took."""
-        times_s = [(await self._workers[0].run(features)).device_s for features in passes]
-        return [
-            (shape_of(features), max(time_s, 1e-6))
-            for features, time_s in zip(passes[1:], times_s[1:], strict=True)
-        ]
 
     def drain(self) -> None:
         """Admit nothing new from now on; what was admitted goes on."""
@@ -816,32 +786,6 @@ def _queue_entries(batching: BatchingSettings) -> dict[Lane, int]:
         Lane.DOCUMENT: batching.max_document_queue,
         Lane.BATCH: batching.max_batch_queue,
     }
-
-
-def calibration_pass(num_tokens: int, *, max_tokens: int) -> list[Features]:
-    """A pass of so many tokens in inputs of at most 128, as documents are cut in practice."""
-    longest = min(128, max_tokens)
-    lengths = [longest] * (num_tokens // longest) + ([num_tokens % longest] if num_tokens % longest else [])
-    return [Features(token_ids=np.ones(length, dtype=np.int32)) for length in lengths]
-
-
-def calibration_image(token_side: int, images: ImageInputs) -> Features:
-    """An input that is nothing but one grey image of so many tokens a side."""
-    num_tokens = token_side**2
-    side = token_side * images.spec.token_side
-    tokens = images.tokens
-    token_ids = np.array([*tokens.start, *[tokens.pad] * num_tokens, *tokens.end], dtype=np.int32)
-    pixels = np.full((side, side, 3), 128, dtype=np.uint8)
-    return Features(token_ids=token_ids, images=(pixels,), num_image_tokens=num_tokens)
-
-
-def shape_of(features: Sequence[Features]) -> Shape:
-    """What the duration of a pass with these inputs depends on."""
-    return Shape(
-        num_tokens=sum(one.num_tokens for one in features),
-        num_squared=sum(one.num_tokens**2 for one in features),
-        num_image_tokens=sum(one.num_image_tokens for one in features),
-    )
 
 
 def _accepted(prepared: Sequence[Features | InputError], *, first_index: int) -> list[Features]:

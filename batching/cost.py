@@ -6,15 +6,20 @@ per_square * squared lengths + per_image_token * image_tokens``, with a floor be
 one (a GPU waits for the launches of a small pass), and one factor that follows what the device does today:
 a clock that throttles, a neighbour on the same cores.
 
+A factor moves the whole line. Where real passes show that its slope is wrong, as after a start on a machine
+that was busy, the line is drawn anew through the latest passes of every kind.
+
 What the entries of a pass add to it, apart from what every pass costs, is called their *work*. Work adds
 up, so that a pass can be composed entry by entry.
 """
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field
 from math import ceil, exp, isfinite, log
+from statistics import median
+
+from batching.fitting import Row, fit_nonnegative, fit_with_floor
 
 _NEWEST_WEIGHT = 0.1
 """What the newest pass counts in the factor: a lasting change is followed within some twenty passes."""
@@ -22,8 +27,17 @@ _NUM_RESIDUALS = 256
 """Passes whose prediction error is remembered."""
 _TINY = 1e-9
 """Less than this part of a pass is rounding."""
-_MIN_FLOOR_GAIN = 0.5
-"""A floor must halve the squared error, or it would be drawn through the noise of any handful of samples."""
+_PASSES_A_KIND = 16
+"""Passes that are remembered of each kind, to draw the line through."""
+_CHECK_EVERY = 32
+"""Passes between two looks at whether the line still goes through the latest."""
+_MIN_NEW = 4
+"""A kind has a say in that when so many of its passes are new: fewer may all have had the same bad luck."""
+_MAX_DEVIATION = 0.1
+"""How far the middle one of a kind's passes may be from the line."""
+_HALF_LIFE_PASSES = 256
+_LEAST_WEIGHT = 0.01
+"""A kind that was long not seen counts less than those that are, but still says where the line goes there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +60,17 @@ class Shape:
             num_squared += part.num_squared
             num_image_tokens += part.num_image_tokens
         return cls(num_tokens=num_tokens, num_squared=num_squared, num_image_tokens=num_image_tokens)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """The latest passes of about one shape."""
+
+    passes: deque[tuple[Shape, float]] = field(default_factory=lambda: deque(maxlen=_PASSES_A_KIND))
+    num_new: int = 0
+    """Since the line was last looked at."""
+    newest: int = 0
+    """The number of its last pass."""
 
 
 class CostModel:
@@ -74,6 +99,8 @@ class CostModel:
         self._residuals: deque[float] = deque(maxlen=_NUM_RESIDUALS)
         # The same in order of size; empty until somebody asks.
         self._ordered: list[float] = []
+        # Empty until it is fitted: the passes of one size say nothing of the others.
+        self._kinds: dict[tuple[int, int, int], _Kind] = {}
 
     def fit(self, samples: Sequence[tuple[Shape, float]]) -> None:
         """Start over from measured passes.
@@ -90,25 +117,17 @@ class CostModel:
         Raises:
             ValueError: There is no sample without images, or a time is not a positive number.
         """
-        texts = [(shape, s) for shape, s in samples if not shape.num_image_tokens]
-        if not texts:
+        if all(shape.num_image_tokens for shape, _ in samples):
             raise ValueError("a cost model is fitted from at least one sample without images")
         for shape, device_s in samples:
             if not (isfinite(device_s) and device_s > 0):
                 raise ValueError(f"a pass of {shape.num_tokens} tokens is said to have taken {device_s} s")
-        self._floor_s, (self._per_token_s, self._fixed_s, self._per_square_s) = _fit_with_floor(texts)
-        self._factor, self._per_image_token_s = 1.0, 0.0
-        images = [
-            (
-                (float(shape.num_image_tokens),),
-                device_s - self._fixed_s - self.predict_work_s(shape),
-                device_s,
-            )
-            for shape, device_s in samples
-            if shape.num_image_tokens
-        ]
-        (self._per_image_token_s,) = _fit_nonnegative(images, num_columns=1)
         self._num_passes = len(samples)
+        self._kinds = {}
+        for shape, device_s in samples:
+            self._remember(shape, device_s)
+        # As they are: two samples of one kind are two points of a line.
+        self._draw([(shape, device_s, 1.0) for shape, device_s in samples])
         self._ordered = []
         self._residuals.clear()
         self._residuals.extend(device_s / self.predict_s(shape) - 1 for shape, device_s in samples)
@@ -175,6 +194,10 @@ class CostModel:
         self._residuals.append(device_s / predicted_s - 1)
         weight = max(_NEWEST_WEIGHT, 1 / self._num_passes)
         self._factor *= exp(weight * log(device_s / predicted_s))
+        if self._kinds:
+            self._remember(shape, device_s)
+            if self._num_passes % _CHECK_EVERY == 0:
+                self._correct()
 
     def residual(self, quantile: float = 0.99) -> float:
         """How much longer than predicted passes took, as a part of the prediction.
@@ -189,6 +212,68 @@ class CostModel:
         ordered = self._ordered
         return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
+    def _remember(self, shape: Shape, device_s: float) -> None:
+        kind = self._kinds.setdefault(_kind_of(shape), _Kind())
+        kind.passes.append((shape, device_s))
+        kind.num_new += 1
+        kind.newest = self._num_passes
+
+    def _correct(self) -> None:
+        """Draw the line anew if the latest passes of a kind are not on it."""
+        points = [(kind, self._middle(kind)) for kind in self._kinds.values()]
+        is_off = any(
+            kind.num_new >= _MIN_NEW and abs(log(middle_s / self.predict_s(shape))) > log(1 + _MAX_DEVIATION)
+            for kind, (shape, middle_s) in points
+        )
+        if is_off:
+            weights = [
+                max(_LEAST_WEIGHT, 0.5 ** ((self._num_passes - kind.newest) / _HALF_LIFE_PASSES))
+                for kind, _ in points
+            ]
+            self._draw([(*point, weight) for (_, point), weight in zip(points, weights, strict=True)])
+        for kind in self._kinds.values():
+            kind.num_new = 0
+
+    def _middle(self, kind: _Kind) -> tuple[Shape, float]:
+        """A pass that stands for those of a kind; one that took a hundred times as long has no say in it."""
+        whole = Shape.of(shape for shape, _ in kind.passes)
+        count = len(kind.passes)
+        shape = Shape(
+            num_tokens=round(whole.num_tokens / count),
+            num_squared=round(whole.num_squared / count),
+            num_image_tokens=round(whole.num_image_tokens / count),
+        )
+        return shape, self.predict_s(shape) * median(s / self.predict_s(one) for one, s in kind.passes)
+
+    def _draw(self, points: Iterable[tuple[Shape, float, float]]) -> None:
+        """Find the coefficients that suit shapes and their seconds best, by the weight of each."""
+        points = sorted(points, key=lambda point: point[0].num_tokens)
+        texts = [
+            Row(
+                x=(float(shape.num_tokens), 1.0, float(shape.num_squared)),
+                y=device_s,
+                scale=device_s,
+                weight=weight,
+            )
+            for shape, device_s, weight in points
+            if not shape.num_image_tokens
+        ]
+        self._floor_s, (self._per_token_s, self._fixed_s, self._per_square_s) = fit_with_floor(
+            texts, num_columns=3
+        )
+        self._factor, self._per_image_token_s = 1.0, 0.0
+        images = [
+            Row(
+                x=(float(shape.num_image_tokens),),
+                y=device_s - self._fixed_s - self.predict_work_s(shape),
+                scale=device_s,
+                weight=weight,
+            )
+            for shape, device_s, weight in points
+            if shape.num_image_tokens
+        ]
+        (self._per_image_token_s,) = fit_nonnegative(images, num_columns=1)
+
     def __repr__(self) -> str:
         terms = [f"{self.fixed_s * 1e3:.3g} ms", f"{self._factor * self._per_token_s * 1e6:.3g} us a token"]
         if self._per_square_s:
@@ -202,85 +287,7 @@ class CostModel:
         )
 
 
-_Row = tuple[tuple[float, ...], float, float]
-"""What each coefficient is multiplied with, the seconds that should come out, and the seconds that the
-error is relative to."""
-
-
-def _fit_with_floor(samples: Sequence[tuple[Shape, float]]) -> tuple[float, tuple[float, ...]]:
-    """The floor, and seconds a token, fixed, and a squared length, that suit the samples best.
-
-    Candidates for the floor are the means of the two, three, ... smallest samples. 0 unless a floor is
-    clearly better.
-    """
-    rows: list[_Row] = [
-        ((float(shape.num_tokens), 1.0, float(shape.num_squared)), device_s, device_s)
-        for shape, device_s in sorted(samples, key=lambda sample: sample[0].num_tokens)
-    ]
-    best = (0.0, _fit_nonnegative(rows, num_columns=3))
-    least = _squared_error(rows, *best) * _MIN_FLOOR_GAIN
-    # At least three samples are left for the slope: two are on a line whatever they say.
-    for num_flat in range(2, len(rows) - 2):
-        flat = [device_s for _, device_s, _ in rows[:num_flat]]
-        floor_s = sum(flat) / num_flat
-        coefficients = _fit_nonnegative(rows[num_flat:], num_columns=3)
-        if (error := _squared_error(rows, floor_s, coefficients)) < least:
-            best, least = (floor_s, coefficients), error
-    return best
-
-
-def _squared_error(rows: Iterable[_Row], floor_s: float, coefficients: Sequence[float]) -> float:
-    return sum(((max(floor_s, _dot(x, coefficients)) - y) / scale) ** 2 for x, y, scale in rows)
-
-
-def _fit_nonnegative(rows: Sequence[_Row], *, num_columns: int) -> tuple[float, ...]:
-    """Non-negative coefficients with the least squared relative error; 0 for what the rows do not tell.
-
-    The best non-negative solution is the free one of some subset of the columns. There are few columns,
-    so all subsets are tried. Among equals the first wins: fewer coefficients, and earlier ones.
-    """
-    best, least = (0.0,) * num_columns, sum((y / scale) ** 2 for _, y, scale in rows)
-    for size in range(1, num_columns + 1):
-        for columns in combinations(range(num_columns), size):
-            solved = _solve_least_squares([([x[i] for i in columns], y, scale) for x, y, scale in rows])
-            if solved is None or min(solved) < 0:
-                continue
-            candidate = tuple(dict(zip(columns, solved, strict=True)).get(i, 0.0) for i in range(num_columns))
-            error = _squared_error(rows, 0.0, candidate)
-            # Rounding alone must not pay for another coefficient.
-            if error < least - 1e-12 * len(rows):
-                best, least = candidate, error
-    return best
-
-
-def _solve_least_squares(rows: Sequence[tuple[Sequence[float], float, float]]) -> list[float] | None:
-    """The least squared relative error by the normal equations; ``None`` if a column depends on others."""
-    if not rows:
-        return None
-    size = len(rows[0][0])
-    weighted = [([value / scale for value in x], y / scale) for x, y, scale in rows]
-    norms = [sum(x[i] ** 2 for x, _ in weighted) ** 0.5 for i in range(size)]
-    if min(norms) == 0:
-        return None
-    # Columns of length 1, or tokens and their squares would differ by eight orders of magnitude.
-    unit = [([value / norm for value, norm in zip(x, norms, strict=True)], y) for x, y in weighted]
-    matrix: list[list[float]] = [
-        [sum((x[i] * x[j] for x, _ in unit), 0.0) for j in range(size)]
-        + [sum((x[i] * y for x, y in unit), 0.0)]
-        for i in range(size)
-    ]
-    for i in range(size):
-        if matrix[i][i] < 1e-9:  # The diagonal was 1: this column is the others' in disguise.
-            return None
-        for below in range(i + 1, size):
-            factor = matrix[below][i] / matrix[i][i]
-            matrix[below] = [b - factor * a for a, b in zip(matrix[i], matrix[below], strict=True)]
-    solution = [0.0] * size
-    for i in reversed(range(size)):
-        known = sum(matrix[i][j] * solution[j] for j in range(i + 1, size))
-        solution[i] = (matrix[i][size] - known) / matrix[i][i]
-    return [value / norm for value, norm in zip(solution, norms, strict=True)]
-
-
-def _dot(x: Sequence[float], coefficients: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(x, coefficients, strict=True))
+def _kind_of(shape: Shape) -> tuple[int, int, int]:
+    """Shapes are of one kind if they differ by less than a factor of two in tokens, and of four in length."""
+    mean_length = shape.num_squared // max(1, shape.num_tokens)
+    return shape.num_tokens.bit_length(), mean_length.bit_length() // 2, shape.num_image_tokens.bit_length()

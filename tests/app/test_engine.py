@@ -21,13 +21,10 @@ from app.engine import (
     RequestTooLargeError,
     WorkerRunner,
     batching_limits,
-    calibration_image,
-    calibration_pass,
     cut_chunks,
     image_decoder,
     pass_timeout_s,
     preparation_chars,
-    shape_of,
 )
 from app.launch import check_settings
 from app.prompts import check_default_input_type
@@ -39,7 +36,6 @@ from batching import (
     Lane,
     PassReport,
     RunnerLostError,
-    Shape,
     ShuttingDownError,
 )
 from model import (
@@ -278,6 +274,7 @@ async def test_what_passes_did_is_added_up_and_told(folder: Path):
     told: list[PassReport] = []
     async with serving(folder, FakeWorker(), on_pass=told.append) as engine:
         await engine.embed(texts("one", "two one"), lane=Lane.QUERY, timeout_s=None)
+        await asyncio.sleep(0)  # Whoever waits for rows comes first.
         statistics = engine.statistics()
     assert (statistics.num_passes, statistics.num_items, statistics.num_tokens) == (1, 2, 3)
     assert statistics.mean_pass_items == 2
@@ -672,13 +669,6 @@ async def test_no_request_is_admitted_before_the_model_is_ready_or_after_its_end
     await engine.stop(drain_s=0)
 
 
-def test_an_image_of_calibration_has_as_many_tokens_as_its_pixels_say():
-    one = calibration_image(4, PIXELS)
-    assert one.images[0].shape == (4 * 28, 4 * 28, 3)
-    assert (one.token_ids == PIXELS.tokens.pad).sum() == one.num_image_tokens == 16
-    assert shape_of([one, one]) == Shape(num_tokens=36, num_squared=2 * 18**2, num_image_tokens=32)
-
-
 async def test_a_start_that_is_cancelled_does_not_wait_for_a_download(folder: Path, monkeypatch):
     """A socket that hangs cannot be interrupted; the thread that waits for it is left behind."""
     loop = asyncio.get_running_loop()
@@ -708,7 +698,7 @@ async def test_the_first_worker_is_timed_before_anybody_is_served(folder: Path):
     first, second = FakeWorker(device_s=0.5), FakeWorker()
     engine = build_engine(folder, first, second)
     await engine.start()
-    assert [sum(tokens) for tokens in first.passes][1:5] == [8, 64, 256, 512]
+    assert [sum(tokens) for tokens in first.passes][:6:2] == [8, 16, 32]
     assert first.passes[-1] == [WORDS.max_tokens]
     assert max(max(tokens) for tokens in first.passes) == WORDS.max_tokens
     assert second.passes == []
@@ -731,21 +721,12 @@ async def test_the_first_pass_of_images_is_not_counted_either(folder: Path):
 
     worker = ColdEyes(info=PICTURES)
     async with serving(folder, worker, open_decoder=lambda _spec: FakeDecoder()) as engine:
-        assert worker.num_images_seen == 3
+        assert worker.num_images_seen == 4
         image = await engine.decode_image(b"x", lane=Lane.DOCUMENT)
         await engine.embed([EmbeddingInput(images=(image,))] * 100, lane=Lane.DOCUMENT, timeout_s=None)
     # A pass is as long as it may be, by what images cost when warm.
     passes = [sum(tokens) for tokens in worker.passes[-20:]]
     assert max(passes) > 100
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "max_tokens", "lengths"),
-    [(8, 512, [8]), (256, 512, [128, 128]), (64, 30, [30, 30, 4]), (512, 8, [8] * 64)],
-)
-def test_a_calibration_pass_has_the_tokens_it_says(num_tokens: int, max_tokens: int, lengths: list[int]):
-    made = calibration_pass(num_tokens, max_tokens=max_tokens)
-    assert [one.num_tokens for one in made] == lengths
 
 
 # Limits ----------------------------------------------------------------------------------------------------

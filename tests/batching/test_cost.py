@@ -200,3 +200,47 @@ def test_images_that_cost_nothing_extra_have_no_negative_price():
 def test_images_alone_cannot_tell_what_a_text_costs():
     with pytest.raises(ValueError, match="at least one sample without images"):
         CostModel().fit([(Shape(num_tokens=10, num_image_tokens=5), 0.1)])
+
+
+def truth_s(of: Shape) -> float:
+    """A card that needs 20 ms for anything, and 30 us a token."""
+    return max(0.02, 30e-6 * of.num_tokens)
+
+
+def test_a_slope_that_was_measured_wrong_is_put_right_by_real_passes():
+    """Small passes alone were measured, and all of them took the card's floor."""
+    cost = fitted((8, 0.02), (64, 0.0201), (512, 0.0199))
+    assert cost.predict_s(shape(4096)) < 0.03
+    sizes = (12, 700, 1300, 2100, 4000, 30)
+    for number in range(70):
+        size = sizes[number % len(sizes)]
+        cost.observe(shape(size), truth_s(shape(size)))
+    for size in (8, 20, 700, 1500, 4096):
+        assert cost.predict_s(shape(size)) == pytest.approx(truth_s(shape(size)), rel=0.1)
+
+
+def test_passes_of_one_size_say_nothing_of_the_others():
+    cost = fitted(*((size, truth_s(shape(size))) for size in (8, 64, 512, 1024, 2048, 4096)))
+    for _ in range(500):
+        cost.observe(shape(1000), 0.04)
+    assert cost.predict_s(shape(1000)) == pytest.approx(0.04, rel=0.1)
+    assert cost.predict_s(shape(4096)) == pytest.approx(truth_s(shape(4096)), rel=0.4)
+
+
+def test_a_few_passes_that_hung_do_not_bend_the_line():
+    cost = fitted(*((size, truth_s(shape(size))) for size in (8, 64, 512, 1024, 2048, 4096)))
+    for number in range(96):
+        size = (16, 3000)[number % 2]
+        cost.observe(shape(size), truth_s(shape(size)) * (100 if number % 32 == 5 else 1))
+    for size in (16, 3000):
+        assert cost.predict_s(shape(size)) == pytest.approx(truth_s(shape(size)), rel=0.35)
+
+
+def test_images_are_corrected_by_themselves():
+    cost = CostModel()
+    image = Shape(num_tokens=100, num_image_tokens=90)
+    cost.fit([(shape(10), 0.02), (shape(100), 0.11), (image, 0.15)])
+    for number in range(64):
+        cost.observe(*((shape(50), 0.06) if number % 2 else (image, 0.30)))
+    assert cost.predict_s(shape(100)) == pytest.approx(0.11, rel=0.05)
+    assert cost.predict_s(image) == pytest.approx(0.30, rel=0.05)

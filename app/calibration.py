@@ -1,0 +1,83 @@
+"""Measures what passes take on a worker that has just loaded a model: what the cost model starts from.
+
+From one short text up to a pass longer than any that the limits allow, doubling each time: a card needs the
+same time for 8 tokens and for 500, so small passes say nothing of large ones. On a slow device the longest
+allowed one is short, and measuring ends early.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from batching import Limits, Shape
+from model import Features, ImageInputs, ModelInfo
+from model.worker import Worker
+
+_SMALLEST_TOKENS = 8
+_NUM_SIZES = 3
+"""So many sizes are measured even if the smallest takes longer than the limits allow."""
+_BEYOND = 1.5
+"""Times the longest pass that is allowed. The line must not end where the scheduler works."""
+_LEAST_S = 1e-6
+
+_IMAGE_SIDES = (4, 12)
+"""Square images, in tokens a side: small ones, because a large model takes a minute for a large image on a
+CPU."""
+
+
+async def measure_passes(worker: Worker, info: ModelInfo, limits: Limits) -> list[tuple[Shape, float]]:
+    """Time passes of texts, and of images where the model takes them, one after the other.
+
+    Each runs twice and its shorter time counts, for the first allocates and chooses kernels.
+
+    Returns:
+        Shapes, and the device seconds they took.
+
+    Raises:
+        Exception: Whatever the worker raises.
+    """
+    samples: list[tuple[Shape, float]] = []
+    num_tokens, longest_s = _SMALLEST_TOKENS, _BEYOND * limits.max_document_pass_s
+    while num_tokens <= max(limits.max_pass_tokens, _SMALLEST_TOKENS):
+        samples.append(await _measure(worker, calibration_pass(num_tokens, max_tokens=info.max_tokens)))
+        if len(samples) >= _NUM_SIZES and samples[-1][1] >= longest_s:
+            break
+        num_tokens *= 2
+    # One long text, too: what attention costs grows with the square of a length.
+    longest = min(samples[-1][0].num_tokens, info.max_tokens)
+    samples.append(await _measure(worker, [Features(token_ids=np.ones(longest, dtype=np.int32))]))
+    if info.images is not None:
+        of_images = [[calibration_image(side, info.images)] for side in _IMAGE_SIDES]
+        samples += [await _measure(worker, features) for features in of_images]
+    return samples
+
+
+async def _measure(worker: Worker, features: Sequence[Features]) -> tuple[Shape, float]:
+    device_s = min([(await worker.run(features)).device_s for _ in range(2)])
+    return shape_of(features), max(device_s, _LEAST_S)
+
+
+def calibration_pass(num_tokens: int, *, max_tokens: int) -> list[Features]:
+    """A pass of so many tokens in inputs of at most 128, as documents are cut in practice."""
+    longest = min(128, max_tokens)
+    lengths = [longest] * (num_tokens // longest) + ([num_tokens % longest] if num_tokens % longest else [])
+    return [Features(token_ids=np.ones(length, dtype=np.int32)) for length in lengths]
+
+
+def calibration_image(token_side: int, images: ImageInputs) -> Features:
+    """An input that is nothing but one grey image of so many tokens a side."""
+    num_tokens = token_side**2
+    side = token_side * images.spec.token_side
+    tokens = images.tokens
+    token_ids = np.array([*tokens.start, *[tokens.pad] * num_tokens, *tokens.end], dtype=np.int32)
+    pixels = np.full((side, side, 3), 128, dtype=np.uint8)
+    return Features(token_ids=token_ids, images=(pixels,), num_image_tokens=num_tokens)
+
+
+def shape_of(features: Sequence[Features]) -> Shape:
+    """What the duration of a pass with these inputs depends on."""
+    return Shape(
+        num_tokens=sum(one.num_tokens for one in features),
+        num_squared=sum(one.num_tokens**2 for one in features),
+        num_image_tokens=sum(one.num_image_tokens for one in features),
+    )

@@ -1,0 +1,107 @@
+"""What is measured when a model has been loaded: enough to know what the longest allowed pass takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from app.calibration import calibration_image, calibration_pass, measure_passes, shape_of
+from app.engine import batching_limits
+from app.settings import BatchingSettings
+from batching import CostModel, Shape
+from model import Features
+from model.worker import Worker
+from model.worker.protocol import PassResult
+from tests.app.fakes import INFO, MULTIMODAL
+
+LIMITS = replace(batching_limits(BatchingSettings(), is_cuda=True), max_document_pass_s=0.06)
+CARD_S = 1 / 33_000
+"""A token on the card that is imitated here."""
+
+
+def card_s(shape: Shape) -> float:
+    """A 7B model on a large card: under 660 tokens nothing but launching its kernels."""
+    return max(0.02, CARD_S * shape.num_tokens) + 4.7e-10 * shape.num_squared
+
+
+@dataclass(slots=True)
+class TimedWorker:
+    """Takes the time it is told to take, and ten times that on the first pass of a shape."""
+
+    seconds_of: Callable[[Shape], float]
+    shapes: list[Shape] = field(default_factory=list[Shape])
+
+    async def run(self, features: Sequence[Features]) -> PassResult:
+        shape = shape_of(features)
+        is_cold = shape not in self.shapes
+        self.shapes.append(shape)
+        device_s = self.seconds_of(shape) * (10 if is_cold else 1)
+        return PassResult(rows=np.zeros((len(features), 2), dtype=np.float32), device_s=device_s)
+
+
+async def measured(
+    seconds_of: Callable[[Shape], float], *, info=INFO, limits=LIMITS
+) -> tuple[TimedWorker, CostModel]:
+    worker, cost = TimedWorker(seconds_of), CostModel()
+    cost.fit(await measure_passes(cast("Worker", worker), info, limits))
+    return worker, cost
+
+
+async def test_the_slope_of_a_card_is_found_beyond_its_floor():
+    """Measured up to 512 tokens only, a pass of 4,096 would be taken for one of 20 ms, and take 124."""
+    worker, cost = await measured(card_s, info=replace(INFO, max_tokens=8_192))
+    for num_tokens in (8, 400, 1_000, 2_000, 4_000):
+        shape = Shape(num_tokens=num_tokens, num_squared=num_tokens * 400)
+        assert cost.predict_s(shape) == pytest.approx(card_s(shape), rel=0.05)
+    assert max(shape.num_tokens for shape in worker.shapes) == 4_096
+
+
+async def test_what_one_long_text_costs_is_found():
+    _, cost = await measured(card_s, info=replace(INFO, max_tokens=8_192))
+    long = Shape(num_tokens=8_192, num_squared=8_192**2)
+    assert cost.predict_s(long) == pytest.approx(card_s(long), rel=0.05)
+
+
+async def test_a_slow_device_is_not_measured_for_minutes():
+    """A large model on a CPU: three short passes tell enough."""
+    worker, cost = await measured(lambda shape: 0.1 + 0.05 * shape.num_tokens)
+    assert max(shape.num_tokens for shape in worker.shapes) == 32
+    assert cost.predict_s(Shape(num_tokens=100)) == pytest.approx(5.1, rel=0.05)
+
+
+async def test_a_pass_of_calibration_is_no_larger_than_memory_was_said_to_bear():
+    worker, _ = await measured(lambda _shape: 1e-4, limits=replace(LIMITS, max_pass_tokens=1_000))
+    assert max(shape.num_tokens for shape in worker.shapes) == 512
+
+
+async def test_images_are_priced_where_a_model_takes_them():
+    worker, cost = await measured(
+        lambda shape: 0.001 + 1e-4 * shape.num_tokens + 1e-3 * shape.num_image_tokens, info=MULTIMODAL
+    )
+    assert any(shape.num_image_tokens for shape in worker.shapes)
+    shape = Shape(num_tokens=300, num_image_tokens=250)
+    assert cost.predict_s(shape) == pytest.approx(0.001 + 0.03 + 0.25, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_tokens", "lengths"),
+    [(8, 512, [8]), (256, 512, [128, 128]), (64, 30, [30, 30, 4]), (512, 8, [8] * 64)],
+)
+def test_a_calibration_pass_has_the_tokens_it_says(num_tokens: int, max_tokens: int, lengths: list[int]):
+    made = calibration_pass(num_tokens, max_tokens=max_tokens)
+    assert [one.num_tokens for one in made] == lengths
+
+
+def test_an_image_of_calibration_has_as_many_tokens_as_its_pixels_say():
+    images = MULTIMODAL.images
+    assert images is not None
+    one = calibration_image(4, images)
+    side = 4 * images.spec.token_side
+    assert one.images[0].shape == (side, side, 3)
+    assert (one.token_ids == images.tokens.pad).sum() == one.num_image_tokens == 16
+    num_tokens = 16 + len(images.tokens.start) + len(images.tokens.end)
+    assert shape_of([one, one]) == Shape(
+        num_tokens=2 * num_tokens, num_squared=2 * num_tokens**2, num_image_tokens=32
+    )
