@@ -285,8 +285,8 @@ _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$", re.DOT
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 
 _PART_HINT = (
-    "A list of content parts stands for one input only inside an item, as one vector for all of them: "
-    '"input": [{"content": [...]}]. For one vector each, send every part as an item of its own.'
+    "A content part is no input by itself. One vector for all of them together: "
+    '"input": [{"content": [...]}]. One vector each: "input": [{"text": "..."}, {"image": "..."}].'
 )
 _MESSAGES_HINT = (
     "Chat messages are an input only in a list where every element is one, as one vector for all of them; or "
@@ -301,6 +301,14 @@ HINTS = {
 """What a client probably meant that put such a field straight into an item of ``input``."""
 
 _ELEMENT = re.compile(r"^input(\[\d+\])?$")
+
+_IMAGE_HINTS = {
+    "object": "An image is a string: a URL, a data URI or base64.",
+    "array": 'One vector for several images: {"content": [{"type": "image", "image": "..."}, ...]}. One '
+    "vector each: an item each.",
+}
+"""By what was sent as ``image`` in an item instead of a string."""
+_ITEM_IMAGE = re.compile(r"^input(\[\d+\])?\.image$")
 
 
 _HALF_PAIR = re.compile(
@@ -371,7 +379,9 @@ def _shape_error(text: str, model_type: type[Any]) -> InvalidRequestError:
     what = _in_json_words(shortened(what))
     if not path:
         return InvalidRequestError(f"The request body is not as it should be: {what}.")
-    return InvalidRequestError(f"Invalid value for {quoted(path)}: {what}.", param=path)
+    hint = _IMAGE_HINTS.get(what.rpartition(" ")[2]) if _ITEM_IMAGE.match(path) else None
+    message = f"Invalid value for {quoted(path)}: {what}."
+    return InvalidRequestError(f"{message} {hint}" if hint else message, param=path)
 
 
 def _joined(path: str, field: str) -> str:

@@ -15,6 +15,7 @@ MAX_BLANKS = 65_536
 _BLANKS = re.compile(r"\s*")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE | re.ASCII)
 _HEAD = re.compile(r"data:([^,]*),", re.IGNORECASE | re.ASCII)
+_IMAGE_TYPES = ("image/", "application/octet-stream;", ";base64")
 _IMAGE_START = re.compile(r"data:image/", re.IGNORECASE | re.ASCII)
 
 
@@ -46,9 +47,12 @@ def data_uri_head(text: str) -> DataURIHead | None:
 
 
 def is_image_uri(text: str) -> bool:
-    """Whether a string begins with the whole head of an image in base64, and so is meant to be one."""
+    """Whether a string begins with the whole head of an image in base64, and so is meant to be one.
+
+    Also without a type, or with that of bytes of any kind: what clients write that did not look at the file.
+    """
     head = data_uri_head(text)
-    return head is not None and head.is_base64 and head.media_type.startswith("image/")
+    return head is not None and head.is_base64 and head.media_type.startswith(_IMAGE_TYPES)
 
 
 def starts_image_uri(text: str) -> bool:

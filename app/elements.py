@@ -48,6 +48,8 @@ class Content:
     text: Said | None = None
     images: tuple[Said, ...] = ()
     """Each a URL, a data URI or base64; not looked at yet."""
+    ignored: tuple[str, ...] = ()
+    """What was said of them that changes nothing, by the client's names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,13 +236,26 @@ def read_element(spelling: Spelling, *, param: str, modality: str | None) -> Ele
         case str():
             return Element(param=param, content=_of_string(spelling, param=param, modality=modality))
         case Item():
-            return _of_item(spelling, param=param, modality=modality)
+            return _without_images_if_text(_of_item(spelling, param=param, modality=modality), modality)
         case Conversation():
-            return _of_conversation(spelling.messages, param=param, modality=modality)
+            conversation = _of_conversation(spelling.messages, param=param, modality=modality)
+            return _without_images_if_text(conversation, modality)
         case []:
             raise InvalidRequestError(f"'{param}' is an empty list.", param=param)
         case _:
-            return Element(param=param, content=_of_list(spelling, param=param, modality=modality))
+            element = Element(param=param, content=_of_list(spelling, param=param, modality=modality))
+            return _without_images_if_text(element, modality)
+
+
+def _without_images_if_text(element: Element, modality: str | None) -> Element:
+    """Refuse images in what its modality calls a text; otherwise inputs say themselves what they hold."""
+    if modality == "text" and element.images:
+        raise InvalidRequestError(
+            f"'{element.images[0].param}' is an image; its modality says text. Leave modality out where "
+            "inputs say themselves what they hold.",
+            param="modality",
+        )
+    return element
 
 
 def _of_item(item: Item, *, param: str, modality: str | None) -> Element:
@@ -261,6 +276,7 @@ def _content_of_item(item: Item, *, param: str, modality: str | None) -> Content
         for other, value in (("text", item.text), ("image", item.image)):
             if value is not None:
                 raise InvalidRequestError(f"'{param}' has both content and {other}; send one.", param=param)
+        _refuse_no_parts(item.content, param=f"{param}.content")
         return _of_string_or_parts(item.content, param=f"{param}.content", modality=modality)
     text = _said(item.text, f"{param}.text")
     if item.image is None:
@@ -292,6 +308,11 @@ def _of_string_or_parts(content: str | list[Part], *, param: str, modality: str 
     return _of_parts(content, param=param)
 
 
+def _refuse_no_parts(content: str | list[Part], *, param: str) -> None:
+    if content == []:
+        raise InvalidRequestError(f"'{param}' is an empty list; send at least one part.", param=param)
+
+
 def _of_parts(parts: Sequence[Part], *, param: str) -> Content:
     """The images, and the texts joined to one, a line each, as chat templates put them (vLLM, llama.cpp)."""
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
@@ -300,7 +321,20 @@ def _of_parts(parts: Sequence[Part], *, param: str) -> Content:
         for index, part in enumerate(parts)
         if not isinstance(part, TextPart)
     )
-    return Content(text=Said(text=text, param=param) if text or not images else None, images=images)
+    return Content(
+        text=Said(text=text, param=param) if text or not images else None,
+        images=images,
+        ignored=tuple(
+            f"{param}[{index}].image_url.detail"
+            for index, part in enumerate(parts)
+            if isinstance(part, ImageURLPart) and _wants_detail(part.image_url)
+        ),
+    )
+
+
+def _wants_detail(place: str | ImageURL) -> bool:
+    """Whether another resolution was asked for than the model's own: ``low`` or ``high`` at OpenAI."""
+    return isinstance(place, ImageURL) and place.detail not in (None, "auto")
 
 
 def _image_of(part: ImageURLPart | ImageBase64Part | ImagePart | InputImagePart) -> str:
@@ -345,6 +379,7 @@ def _of_conversation(messages: Sequence[Message], *, param: str, modality: str |
             param=param,
         )
     [(user_param, user)] = turns
+    _refuse_no_parts(user.content, param=f"{user_param}.content")
     content = _of_string_or_parts(user.content, param=f"{user_param}.content", modality=modality)
     return Element(param=param, content=content, instruction=instruction)
 

@@ -162,7 +162,7 @@ def parse(
         encoding_format=request.encoding_format or "float",
         normalize=_first_said(request.normalize, request.normalized, default=True),
         token_encoding=reader.token_encoding if has_token_arrays(request.input) else None,
-        ignored=_ignored(elements, inputs, info),
+        ignored=_ignored(request, elements, inputs, info),
     )
 
 
@@ -266,19 +266,31 @@ def _sides(said: Said | None, elements: Sequence[Element]) -> set[Side]:
 
 
 def _ignored(
-    elements: Sequence[Element], inputs: Sequence[EmbeddingInput], info: ModelInfo
+    request: CreateEmbeddingRequest,
+    elements: Sequence[Element],
+    inputs: Sequence[EmbeddingInput],
+    info: ModelInfo,
 ) -> tuple[str, ...]:
-    """The instructions for documents, where the model was trained with instructions for queries only.
+    """What was said and is not read, in the client's words.
 
-    Clients set one instruction and embed both sides with it: refused, they could not use the model at all.
+    Instructions for documents, where the model was trained with instructions for queries only: clients set
+    one instruction and embed both sides with it; refused, they could not use the model at all. The request's
+    instruction, where every input has settings of its own. And how closely to look at an image.
     """
-    if info.template is None or info.template.instructs_documents:
-        return ()
-    params = (
-        "instruction" if element.instruction is None else element.instruction.param
-        for element, one in zip(elements, inputs, strict=True)
-        if one.instruction and one.prompt_name in DOCUMENT_NAMES
-    )
+    params: list[str] = []
+    if info.template is not None and not info.template.instructs_documents:
+        params += [
+            "instruction" if element.instruction is None else element.instruction.param
+            for element, one in zip(elements, inputs, strict=True)
+            if one.instruction and one.prompt_name in DOCUMENT_NAMES
+        ]
+    if request.instruction is not None and all(
+        element.instruction is not None or element.input_type is not None for element in elements
+    ):
+        params.append("instruction")
+    for element in elements:
+        if isinstance(element.content, Content):
+            params += element.content.ignored
     return tuple(dict.fromkeys(params))
 
 

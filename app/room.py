@@ -8,15 +8,10 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-_QUERY_ROOM = 1.25
-"""Queries may fill the room a quarter beyond what other requests may: one image is 3 MB, and never waits for
-an upload."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Turn:
     num_bytes: int
-    is_query: bool
     has_come: asyncio.Future[None]
 
 
@@ -38,26 +33,22 @@ class Room:
         return self._held_bytes
 
     @property
+    def num_waiting(self) -> int:
+        """How many wait for room."""
+        return sum(not turn.has_come.cancelled() for turn in self._waiting)
+
+    @property
     def max_bytes(self) -> int:
         """Bytes that there are."""
         return self._max_bytes
 
-    async def take(self, num_bytes: int, *, is_query: bool = False) -> None:
+    async def take(self, num_bytes: int) -> None:
         """Return when there is room, and it has been taken. More than all of it is given an empty room.
 
         Cancelled, it has taken nothing.
-
-        Args:
-            num_bytes: How much.
-            is_query: Wait behind other queries only.
         """
-        turn = _Turn(
-            num_bytes=num_bytes,
-            is_query=is_query,
-            has_come=asyncio.get_running_loop().create_future(),
-        )
-        num_ahead = sum(one.is_query for one in self._waiting) if is_query else len(self._waiting)
-        self._waiting.insert(num_ahead, turn)
+        turn = _Turn(num_bytes=num_bytes, has_come=asyncio.get_running_loop().create_future())
+        self._waiting.append(turn)
         self._admit()
         try:
             await turn.has_come
@@ -79,8 +70,7 @@ class Room:
             if turn.has_come.cancelled():
                 self._waiting.popleft()
                 continue
-            max_bytes = self._max_bytes * (_QUERY_ROOM if turn.is_query else 1)
-            if self._held_bytes and self._held_bytes + turn.num_bytes > max_bytes:
+            if self._held_bytes and self._held_bytes + turn.num_bytes > self._max_bytes:
                 return
             self._waiting.popleft()
             self._held_bytes += turn.num_bytes

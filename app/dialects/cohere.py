@@ -14,7 +14,7 @@ from app.dialects.translation import Names, Translation
 from app.engine import Embeddings
 from app.errors import InvalidRequestError, quoted
 from app.outputs import BASE64_BYTES, FLOAT_TEXT_BYTES, base64_texts, encoded, finish_rows, float_texts
-from app.prompts import NEUTRAL, Side
+from app.prompts import NEUTRAL, Side, allowed_names, side_of
 from app.wire import NUMBERS, CreateEmbeddingRequest, Error, Input, Integer, Item
 
 # N rows, D dimension of an answer, B = D / 8 bytes of its signs
@@ -123,9 +123,17 @@ def _inputs(data: CohereEmbedRequest) -> tuple[Input, str]:
     return inputs, kind
 
 
+INPUT_TYPES = ("search_query", "search_document", "classification", "clustering", "image")
+"""As Cohere's API lists them."""
+
+
 def _input_type(name: str | None, *, prompts: Mapping[str, str]) -> str | None:
-    """Cohere's input types that are not two sides of a search, in the served model's terms."""
-    if name is None or name in prompts:
+    """Cohere's input types that are not two sides of a search, in the served model's terms.
+
+    Raises:
+        InvalidRequestError: The name means nothing here; the message lists what does, Cohere's own first.
+    """
+    if name is None or name in prompts or side_of(name) or name == NEUTRAL:
         return name
     match name:
         case "classification" | "clustering":
@@ -133,7 +141,12 @@ def _input_type(name: str | None, *, prompts: Mapping[str, str]) -> str | None:
         case "image":
             return Side.DOCUMENT
         case _:
-            return name
+            allowed = dict.fromkeys((*INPUT_TYPES, *allowed_names(prompts)))
+            raise InvalidRequestError(
+                f"{quoted(name)} is not an input type of this model. Allowed: {', '.join(allowed)}.",
+                param="input_type",
+                code="invalid_input_type",
+            )
 
 
 # Embedding types -------------------------------------------------------------------------------------------

@@ -234,10 +234,22 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None]] = {
     ),
     "bare parts": (
         body('[{"type": "text", "text": "a"}]'),
-        "Unknown parameter: 'input[0].type'. A list of content parts stands for one input only inside an "
-        'item, as one vector for all of them: "input": [{"content": [...]}]. For one vector each, send every '
-        "part as an item of its own.",
+        "Unknown parameter: 'input[0].type'. A content part is no input by itself. One vector for all of them "
+        'together: "input": [{"content": [...]}]. One vector each: "input": [{"text": "..."}, '
+        '{"image": "..."}].',
         "input[0].type",
+    ),
+    "an image as OpenAI's chat spells it": (
+        body('[{"image": {"url": "https://example.org/a.png"}}]'),
+        "Invalid value for 'input[0].image': expected string or null, got object. An image is a string: a URL, "
+        "a data URI or base64.",
+        "input[0].image",
+    ),
+    "images in a list": (
+        body('[{"image": ["aGFsbG8=", "aGFsbG8="]}]'),
+        "Invalid value for 'input[0].image': expected string or null, got array. One vector for several "
+        'images: {"content": [{"type": "image", "image": "..."}, ...]}. One vector each: an item each.',
+        "input[0].image",
     ),
     "a message among texts": (
         body('[{"role": "user", "content": "a"}, "b"]'),

@@ -119,9 +119,9 @@ async def test_exactly_one_kind_of_input_is_taken(given: dict[str, Any], what: s
         ),
         (
             {"texts": ["a"], "input_type": "answer"},
-            "'answer' is not an input type of this model. Allowed: query, document, search_query, "
-            "retrieval.query, retrieval_query, passage, search_document, retrieval.passage, retrieval_document, "
-            "corpus, text.",
+            "'answer' is not an input type of this model. Allowed: search_query, search_document, "
+            "classification, clustering, image, query, document, retrieval.query, retrieval_query, passage, "
+            "retrieval.passage, retrieval_document, corpus, text.",
             "input_type",
         ),
         (

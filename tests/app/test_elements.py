@@ -134,6 +134,9 @@ def test_the_same_content_is_the_same_input_however_it_is_spelled(
         (URL, None, (URL, [])),
         (URL, "text", (URL, [])),
         (BASE64, None, (BASE64, [])),
+        (f"data:application/octet-stream;base64,{BASE64}", None, (None, [BASE64])),
+        (f"data:;base64,{BASE64}", None, (None, [BASE64])),
+        ("data:text/plain;base64,YQ==", None, ("data:text/plain;base64,YQ==", [])),
         (f"{PIXEL} is a pixel", None, (None, [f"{BASE64} is a pixel"])),
         (f"{PIXEL} is a pixel", "text", (f"{PIXEL} is a pixel", [])),
         (f"data:image/png;base64,{BASE64[:8]} {BASE64[8:]}", None, (None, [f"{BASE64[:8]} {BASE64[8:]}"])),
@@ -169,6 +172,36 @@ def test_a_text_that_is_called_a_text_is_never_an_image():
     for spelling in ({"text": PIXEL}, [text_part(PIXEL)], {"content": [text_part(PIXEL)]}):
         assert contents(read([spelling])) == [(PIXEL, [])]
         assert contents(read([spelling], modality="image")) == [(PIXEL, [])]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "param"),
+    [
+        ({"image": URL}, "input[0].image"),
+        ({"text": "a", "image": URL}, "input[0].image"),
+        ([{"type": "image", "image": URL}], "input[0][0]"),
+        ({"content": [text_part("a"), {"type": "image", "image": URL}]}, "input[0].content[1]"),
+    ],
+)
+def test_an_image_that_is_called_a_text_is_refused(spelling: Any, param: str):
+    """Not read as one in silence: one of the two is a mistake, and only the client knows which."""
+    assert refusal({"input": [spelling], "modality": ["text"]}) == (
+        f"'{param}' is an image; its modality says text. Leave modality out where inputs say themselves what "
+        "they hold.",
+        "modality",
+        None,
+    )
+
+
+def test_what_is_said_and_not_read_is_named():
+    def image(detail: str) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": URL, "detail": detail}}
+
+    both = read([{"content": [image("auto")]}, {"content": [text_part("a"), image("low")]}])
+    assert both.ignored == ("input[1].content[1].image_url.detail",)
+    system = {"role": "system", "content": "Find the page."}
+    assert read_body({"messages": [system, user("a")], "instruction": "Find it."}).ignored == ("instruction",)
+    assert read_body({"messages": [user("a")], "instruction": "Find it."}).ignored == ()
 
 
 def test_every_kind_of_element_may_stand_beside_every_other():
@@ -344,7 +377,11 @@ USER_ONLY = (
             "messages[0].content",
         ),
         ({"messages": [user("")]}, "'messages[0].content' is an empty string.", "messages[0].content"),
-        ({"messages": [user([])]}, "'messages[0].content' is an empty string.", "messages[0].content"),
+        (
+            {"messages": [user([])]},
+            "'messages[0].content' is an empty list; send at least one part.",
+            "messages[0].content",
+        ),
         (
             {"input": "a", "messages": [user("a")]},
             "'input' and 'messages' both say what to embed; send one of them.",
@@ -539,7 +576,7 @@ def test_characters_are_counted_of_texts_and_not_of_images():
     settings = with_settings(limits={"max_input_chars": 3})
     body = {
         "input": [{"text": "abc", "image": PIXEL}, PIXEL, f"abc {PIXEL}"],
-        "modality": ["text", "image", "text_image"],
+        "modality": ["text_image", "image", "text_image"],
     }
     assert len(read_body(body, settings=settings).inputs) == 3
     body = {"input": [f"abcd {PIXEL}"], "modality": "text_image"}

@@ -131,7 +131,11 @@ def test_a_modality_the_model_has_not_is_refused(modality: Any, message: str, co
         ([{"instruction": "i"}], "'input[0]' has neither content nor text nor image.", "input[0]"),
         ([{"text": "a", "content": "b"}], "'input[0]' has both content and text; send one.", "input[0]"),
         ([{"text": ""}], "'input[0].text' is an empty string.", "input[0].text"),
-        ([{"content": []}], "'input[0].content' is an empty string.", "input[0].content"),
+        (
+            [{"content": []}],
+            "'input[0].content' is an empty list; send at least one part.",
+            "input[0].content",
+        ),
         (
             [{"content": [{"type": "text", "text": ""}]}],
             "'input[0].content' is an empty string.",

@@ -7,9 +7,9 @@ import pytest
 from app.room import Room
 
 
-async def taken(room: Room, num_bytes: int, *, is_query: bool = False) -> asyncio.Task[None]:
+async def taken(room: Room, num_bytes: int) -> asyncio.Task[None]:
     """A take that has asked, whether or not it got its room yet."""
-    task = asyncio.create_task(room.take(num_bytes, is_query=is_query))
+    task = asyncio.create_task(room.take(num_bytes))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     return task
@@ -35,20 +35,6 @@ async def test_a_large_share_is_not_passed_by_small_ones():
     room.give(60)
     await asyncio.gather(large, small)
     assert room.held_bytes == 100
-
-
-async def test_a_query_waits_behind_queries_only_and_has_a_quarter_more():
-    room = Room(100)
-    await room.take(100)
-    other = await taken(room, 10)
-    await room.take(25, is_query=True)
-    assert not other.done()
-    query = await taken(room, 25, is_query=True)
-    room.give(25)
-    await query
-    assert not other.done()
-    room.give(125)
-    await other
 
 
 async def test_more_than_all_of_it_is_given_an_empty_room():
