@@ -19,12 +19,14 @@ the slot to become idle.
 
 **What queries may waste.** A pass for a few queries costs what every pass costs, and documents could have
 been in it. While little was wasted lately queries break in at once, in short passes; the more was wasted, the
-fuller their passes become, and in the end they wait for the one that runs.
+fuller their passes become, and in the end they break in only where the pass that runs has had the device for
+as long as one of theirs may: so they never wait for all of a pass that nobody could make shorter.
 
 **Who is never starved.** While a lane has work, every second of device time that goes to a pass earns it
 its share of that second as credit, and what it gets of the pass is deducted. Credit is spent as room that
 is kept for the lane in passes of queries. A lane whose credit pays for a pass of its own leads the next one,
-and the urgent line is closed until then: so no pass is interrupted without end either. Credit exists only
+and until then nothing urgent overtakes, nor breaks in sooner than it must: so no pass is interrupted without
+end either. Credit exists only
 while there is work: a lane that was served anyway never holds any, and nobody pays for a lane that is
 empty. To earn first and be served afterwards (deficit round robin, Shreedhar and Varghese, SIGCOMM 1995, on
 seconds for bytes) means that a few queries in a row never find documents in front of them.
@@ -60,6 +62,8 @@ _BURST_S = 1.0
 """The interruptions of so much time may come all at once."""
 _RECENT_S = 5.0
 """Device time over which it is remembered who got how much of it."""
+_LEAST_MEMORY = 0.2
+"""Less of it, about a second, says nothing of what is to come."""
 _SATURATED = 0.1
 """Lanes that left less than this of the device, apart from shares, are taken to go on so."""
 _NUM_WEIGHED = 256
@@ -211,8 +215,13 @@ class Scheduler:
                 for lines in self._slots
                 if lines.can_take_urgent(may_interrupt=False)
             )
+            break_ins_s = (
+                self._break_in_s(lines, now_s)
+                for lines in self._slots
+                if lines.is_interruptible() and lines.can_take_urgent(may_interrupt=True)
+            )
             # Timers are as exact as clocks are.
-            moments += [moment_s for moment_s in commits_s if moment_s > now_s + TINY_S]
+            moments += [at_s for at_s in chain(commits_s, break_ins_s) if now_s + TINY_S < at_s < inf]
         return min(moments, default=None)
 
     def finish(self, done: Pass, now_s: float, *, device_s: float, failed: Collection[Entry] = ()) -> None:
@@ -356,7 +365,9 @@ class Scheduler:
             return None
         lines = self._slots[slot]
         may_interrupt = self._may_interrupt(lines, now_s)
-        if not lines.can_take_urgent(may_interrupt=may_interrupt) or self._owed_lane() is not None:
+        if not lines.can_take_urgent(may_interrupt=may_interrupt):
+            return None
+        if not may_interrupt and self._owed_lane() is not None:
             return None
         if not may_interrupt and now_s < self._commit_s(lines, now_s) - TINY_S:
             return None
@@ -383,8 +394,10 @@ class Scheduler:
 
     def _start_s(self, lines: SlotLines, now_s: float) -> float:
         """In what time an urgent pass can begin on a slot; what is overdue may be so for as long again."""
-        may_begin_now = self._may_interrupt(lines, now_s) and not lines.urgent
-        return lines.overdue_s(now_s) + (0.0 if may_begin_now else lines.rest_s(now_s))
+        rest_s = lines.rest_s(now_s)
+        if lines.is_interruptible() and not lines.urgent:
+            rest_s = min(rest_s, max(0.0, self._break_in_s(lines, now_s) - now_s))
+        return lines.overdue_s(now_s) + rest_s
 
     def _next_staged(self, slot: int, now_s: float) -> Pass | None:
         lines = self._slots[slot]
@@ -451,10 +464,21 @@ class Scheduler:
     # What queries waste.
 
     def _may_interrupt(self, lines: SlotLines, now_s: float) -> bool:
-        if not lines.is_interruptible():
-            return False
+        return lines.is_interruptible() and now_s >= self._break_in_s(lines, now_s) - TINY_S
+
+    def _break_in_s(self, lines: SlotLines, now_s: float) -> float:
+        """From when on queries may break into the pass that runs.
+
+        At once, while little was wasted lately and nobody is owed a pass. But never later than when it has
+        had the device for as long as a pass with queries may: a long one must not make them wait for all
+        of it. That leaves documents half of the device, which is more than their share.
+        """
+        if self._limits.interruption_share == 0:
+            return inf
         self._refill_budget(now_s)
-        return self._budget_s > TINY_S
+        if self._budget_s > TINY_S and self._owed_lane() is None:
+            return now_s
+        return lines.since_s + self._limits.max_pass_s
 
     @property
     def _max_budget_s(self) -> float:
@@ -683,7 +707,8 @@ class Scheduler:
         # What the lane leads is saved up for, and the turn before may have used up everything.
         saved_s = leaving_s + self._turn_cost_s(lane)
         share = self._limits.shares.get(lane, 0.0)
-        rest = 1 - sum(self._recent[other] for other in ahead) / (sum(self._recent.values()) or 1.0)
+        remembered = max(_LEAST_MEMORY, sum(self._recent.values()))
+        rest = 1 - sum(self._recent[other] for other in ahead) / remembered
         if rest < share + _SATURATED:
             drain_s = inf
         elif rest < 1:

@@ -473,7 +473,8 @@ def query_wait_bound_s(
     """
     limits, (slot,), noise = simulation.limits, simulation.slots, simulation.noise
     # Passes are as long as predicted when the device was thought to be faster, and take longer than that.
-    error = (1 + noise) / (1 - noise)
+    # Both the line and the factor on it may have been learned from the fastest ones.
+    error = (1 + noise) / (1 - noise) ** 2
     pass_s = limits.max_pass_s * error
     committed_s = max(limits.max_document_pass_s, longest_document_s) * error
     num_passes = ceil(passes_ahead - 1e-9)
