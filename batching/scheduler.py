@@ -364,20 +364,20 @@ class Scheduler:
         if not self._lanes[Lane.QUERY]:
             return None
         lines = self._slots[slot]
-        may_interrupt = self._may_interrupt(lines, now_s)
-        if not lines.can_take_urgent(may_interrupt=may_interrupt):
+        breaks_in = self._may_break_in(lines, now_s)
+        if not lines.can_take_urgent(may_interrupt=breaks_in):
             return None
-        if not may_interrupt and self._owed_lane() is not None:
+        if not breaks_in and self._owed_lane() is not None:
             return None
-        if not may_interrupt and now_s < self._commit_s(lines, now_s) - TINY_S:
+        if not breaks_in and now_s < self._commit_s(lines, now_s) - TINY_S:
             return None
         start_s = self._start_s(lines, now_s)
         for other in self._slots:
-            can_take = other.can_take_urgent(may_interrupt=self._may_interrupt(other, now_s))
+            can_take = other.can_take_urgent(may_interrupt=self._may_break_in(other, now_s))
             if can_take and self._start_s(other, now_s) < start_s - TINY_S:
                 return None  # That slot has asked before, or will ask next.
         entries = self._lanes[Lane.QUERY].take_group() or self._compose(Lane.QUERY, now_s)
-        return self._hand_out(slot, entries, now_s, is_urgent=True, may_interrupt=may_interrupt)
+        return self._hand_out(slot, entries, now_s, is_urgent=True, breaks_in=breaks_in)
 
     def _commit_s(self, lines: SlotLines, now_s: float) -> float:
         """When an urgent pass has to be handed out; queries join it until then.
@@ -389,8 +389,11 @@ class Scheduler:
             return now_s
         running = lines.running
         assert running is not None, "only a busy slot has something to overtake"
+        return lines.since_s + running.predicted_s - self._ahead_s(running)
+
+    def _ahead_s(self, running: Pass) -> float:
         early_s = max(0.0, -self._cost.residual(0.01)) * running.predicted_s
-        return lines.since_s + running.predicted_s - early_s - _COMMIT_AHEAD_S
+        return early_s + _COMMIT_AHEAD_S
 
     def _start_s(self, lines: SlotLines, now_s: float) -> float:
         """In what time an urgent pass can begin on a slot; what is overdue may be so for as long again."""
@@ -423,19 +426,20 @@ class Scheduler:
         now_s: float,
         *,
         is_urgent: bool = False,
-        may_interrupt: bool = False,
+        breaks_in: bool = False,
     ) -> Pass:
+        lines = self._slots[slot]
         composed = Pass(
             entries=entries,
             slot=slot,
             is_urgent=is_urgent,
-            may_interrupt=may_interrupt,
+            may_interrupt=is_urgent and (breaks_in or self._spares_nothing(lines, now_s)),
             composed_s=now_s,
             predicted_s=self._predict_s(entries),
         )
         if is_urgent:
             self._num_urgent_passes += 1
-        if may_interrupt:
+        if breaks_in:
             self._num_interruptions += 1
         others_wait = any(queue for lane, queue in self._lanes.items() if lane is not Lane.QUERY)
         if entries[0].lane is Lane.QUERY and others_wait:
@@ -443,11 +447,11 @@ class Scheduler:
             self._wasted_s += wasted_s
             self._refill_budget(now_s)
             # Only breaking in goes into debt, by one pass: the others run in any case.
-            least_s = -inf if may_interrupt else min(self._budget_s, 0.0)
+            least_s = -inf if breaks_in else min(self._budget_s, 0.0)
             self._budget_s = max(least_s, self._budget_s - wasted_s)
         self._passes[composed] = self._parts(composed)
         self._running.update(entries)
-        self._slots[slot].add(composed, now_s)
+        lines.add(composed, now_s)
         self._credit(self._passes[composed], composed.predicted_s)
         return composed
 
@@ -463,7 +467,18 @@ class Scheduler:
 
     # What queries waste.
 
-    def _may_interrupt(self, lines: SlotLines, now_s: float) -> bool:
+    def _spares_nothing(self, lines: SlotLines, now_s: float) -> bool:
+        """Whether there is no pass that queries may not break into: none has begun, or it ends just now.
+
+        Then they may break into whatever they find. It can only be what was staged, and has begun before
+        they came: a long one, perhaps, which they were to overtake.
+        """
+        if not lines.can.can_interrupt or self._limits.interruption_share == 0:
+            return False
+        running = lines.begun
+        return running is None or lines.rest_s(now_s) <= self._ahead_s(running) + TINY_S
+
+    def _may_break_in(self, lines: SlotLines, now_s: float) -> bool:
         return lines.is_interruptible() and now_s >= self._break_in_s(lines, now_s) - TINY_S
 
     def _break_in_s(self, lines: SlotLines, now_s: float) -> float:

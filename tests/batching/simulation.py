@@ -71,6 +71,20 @@ class Run:
     end_s: float = inf
     died: bool = False
     raised: bool = False
+    interrupted: "Interrupted | None" = None
+    """What it broke into."""
+    mark_s: float = 0.0
+    """Device seconds that it had had when it was last broken into."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """A pass of documents at the moment when queries broke in."""
+
+    had_s: float
+    """Device seconds since it began, or since the last time."""
+    left_s: float
+    """Device seconds that it still needs."""
 
 
 class Device:
@@ -92,9 +106,13 @@ class Device:
     def begin_block(self, now_s: float) -> tuple[Run, float] | None:
         """What has the device from now on, and for how long; ``None`` if there is nothing to do."""
         if self.stack:
-            is_document_pass = not self.stack[-1].composed.is_urgent
-            if is_document_pass and self.urgent and self.urgent[0].composed.may_interrupt:
+            below = self.stack[-1]
+            if not below.composed.is_urgent and self.urgent and self.urgent[0].composed.may_interrupt:
                 self.stack.append(self.urgent.popleft())
+                self.stack[-1].interrupted = Interrupted(
+                    had_s=below.done_s - below.mark_s, left_s=below.whole_s - below.done_s
+                )
+                below.mark_s = below.done_s
         elif self.urgent:
             self.stack.append(self.urgent.popleft())
         elif self.staged:
