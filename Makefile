@@ -52,8 +52,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 	@$(BIN)/python deploy/install_vocabulary.py
 	@touch $@
 
-# The tests' own dependencies, on top. Types are checked against ModelScope's client, too.
+# The tests' own dependencies, on top. Types are checked against ModelScope's client and OpenTelemetry's, too.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what tests and checks need"
-	@$(INSTALL) --editable '.[embedded,modelscope,dev]'
+	@$(INSTALL) --editable '.[embedded,modelscope,otel,dev]'
+	@$(BIN)/python tests/monitoring/install_prometheus.py
+	@$(BIN)/python tests/browser/install_chromium.py
 	@touch $@

@@ -279,6 +279,8 @@ def failure_responses(*statuses: int) -> dict[int, ResponseSpec]:
 
 FAILURE_REASON = "laneway.failure_reason"
 """Key in the ASGI scope: why the request failed, for whoever counts it (``app.observe``)."""
+FAILURE_CODE = "laneway.failure_code"
+"""Key in the ASGI scope: the code that its client was told, if there is one for it."""
 
 
 def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -286,6 +288,7 @@ def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     explanation = explain(_with_advice(request, error))
     scope = cast("dict[str, Any]", request.scope)
     scope[FAILURE_REASON] = explanation.reason
+    scope[FAILURE_CODE] = explanation.error.code
     headers = dict(explanation.headers)
     if isinstance(error, QueueFullError | ImageQueueFullError):
         headers |= rate_limit_headers(services_of(request), error.lane, waited_s=error.retry_after_s)

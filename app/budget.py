@@ -37,6 +37,21 @@ class BodyBudget:
         self._max_body_bytes = max_body_bytes
         self._max_wait_s = max_wait_s
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of large bodies that are held, or were promised."""
+        return self._room.held_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes that there are for large bodies."""
+        return self._room.max_bytes
+
+    @property
+    def num_waiting(self) -> int:
+        """Uploads that wait for room."""
+        return self._room.num_waiting
+
     def __repr__(self) -> str:
         """How full it is."""
         return f"<BodyBudget {self._room}>"

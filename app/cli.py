@@ -29,6 +29,9 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
 HEALTHCHECK_TIMEOUT_S = 5.0
+# How often top asks. A reading costs the server half a millisecond.
+MIN_INTERVAL_S = 0.2
+MAX_INTERVAL_S = 3600.0
 DISTRIBUTION = "laneway"
 
 _DEFAULTS = Settings()
@@ -83,7 +86,10 @@ def run(argv: Sequence[str]) -> int:
     try:
         refuse_foreign_app()
         code = app(
-            list(argv) or ["--help"], exit_on_error=False, print_error=False, result_action="return_value"
+            _with_bare_device(argv) or ["--help"],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
         )
     except CycloptsError as error:
         return _complain(explain(error), USAGE)
@@ -92,6 +98,17 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return code if isinstance(code, int) else OK
+
+
+def _with_bare_device(argv: Sequence[str]) -> list[str]:
+    """``laneway check --device`` asks for the device; with a value, ``--device`` is the setting."""
+    words = list(argv)
+    if words[:1] == ["check"]:
+        for index, word in enumerate(words):
+            is_bare = index + 1 == len(words) or words[index + 1].startswith("-")
+            if word == "--device" and is_bare:
+                words[index] = "--measure"
+    return words
 
 
 def build_app(sources: Sources) -> App:
@@ -110,6 +127,7 @@ def build_app(sources: Sources) -> App:
     app.command(_check_command(sources), name="check")
     app.command(healthcheck)
     app.command(pull)
+    app.command(top)
     return app
 
 
@@ -193,10 +211,21 @@ def _check_command(sources: Sources) -> Callable[..., int]:
         model: ModelArgument = None,
         /,
         *,
+        measure: Annotated[
+            bool,
+            Parameter(
+                name="--measure",
+                negative=(),
+                group=_COMMON,
+                help="Load the model, and print what passes take on this machine. The same: --device, bare.",
+            ),
+        ] = False,
         config: ConfigOption = None,
         settings: AllSettings = _DEFAULTS,
     ) -> int:
         """Print the settings as they hold, and where each of them comes from."""
+        if measure:
+            return _measure(settings)
         resolved = sources.resolved(settings)
         shown = [(each.name, _as_toml(each.value), each.origin) for each in resolved]
         widths = [max(len(row[column]) for row in shown) for column in range(2)]
@@ -205,6 +234,22 @@ def _check_command(sources: Sources) -> Callable[..., int]:
         return OK
 
     return check
+
+
+def _measure(settings: Settings) -> int:
+    from app.console import reporting
+    from app.device_check import check_device, describe
+    from app.logs import configure_logging
+    from model import ModelError
+
+    configure_logging(settings.server.log_level, settings.server.log_format)
+    with reporting() as on_stage:
+        try:
+            measured = check_device(settings, on_stage)
+        except ModelError as error:
+            raise CommandError(str(error)) from error
+    sys.stdout.write("\n".join(describe(measured)) + "\n")
+    return OK
 
 
 def _as_toml(value: object) -> str:
@@ -284,3 +329,43 @@ def _pull_model(settings: Settings) -> Path:
         except ModelError as error:
             raise CommandError(str(error)) from error
     return checkpoint.folder
+
+
+# top -------------------------------------------------------------------------------------------------------
+
+
+def _check_interval(_: object, value: float) -> None:
+    if not MIN_INTERVAL_S <= value <= MAX_INTERVAL_S:
+        raise ValueError(f"It must be between {MIN_INTERVAL_S:g} and {MAX_INTERVAL_S:g} seconds.")
+
+
+def top(
+    *,
+    url: Annotated[str | None, Parameter(help="The server's URL. Default: where serve would listen.")] = None,
+    interval: Annotated[
+        float, Parameter(help="Seconds from one reading to the next.", validator=_check_interval)
+    ] = 1.0,
+    api_key: Annotated[str | None, Parameter(help="The key, if the server wants one.")] = None,
+    once: Annotated[bool, Parameter(help="Print one reading as plain text, and end.", negative=())] = False,
+    config: ConfigOption = None,
+    settings: HiddenSettings = _DEFAULTS,
+) -> int:
+    """Watch a running server in the terminal: lanes, latencies, devices. The key q quits.
+
+    Where the output is no terminal, one reading is printed as with --once. It takes the options of serve, and
+    reads the same file and environment to find the address.
+    """
+    from app.top import Server
+    from app.top import top as watch
+
+    server = Server(url=url or _url_of(settings), api_key=api_key)
+    return watch(server, interval_s=interval, once=once)
+
+
+def _url_of(settings: Settings) -> str:
+    """Where a server with these settings is reached from this machine."""
+    host, port = settings.server.host, settings.server.port
+    if port == 0:
+        raise CommandError("port 0 was chosen by the system; give --url")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

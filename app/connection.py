@@ -23,6 +23,7 @@ from app.observe import (
     REQUEST_ID_HEADER,
     UNMATCHED_ROUTE,
     HttpObserver,
+    Outcome,
     Refusal,
     choose_request_id,
     record,
@@ -276,12 +277,14 @@ class GuardedProtocol(HttpToolsProtocol):
         token = request_id_var.set(request_id)
         record(
             self._guard.observer,
-            route=UNMATCHED_ROUTE,
-            method="other",
-            status=refusal.status,
-            duration_s=self.loop.time() - self._accepted_s if self._accepted_s else 0.0,
-            failure=refusal.reason,
-            refusal=refusal,
+            Outcome(
+                route=UNMATCHED_ROUTE,
+                method="other",
+                status=refusal.status,
+                duration_s=self.loop.time() - self._accepted_s if self._accepted_s else 0.0,
+                failure=refusal.reason,
+                code=refusal.code,
+            ),
         )
         request_id_var.reset(token)
 

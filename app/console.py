@@ -201,6 +201,7 @@ def banner(serving: Serving, *, in_colour: bool = False) -> str:
         "reads": inputs_read(info) + ("" if info.images is None else f"; {image_tokens(info.images)}"),
         "runs on": f"{info.device} in {info.dtype}, {workers}, {passes}",
         "limits": request_limits(serving),
+        "live": f"{url}/ui, or laneway top",
         "docs": f"{url}/docs",
         "metrics": f"{url}/metrics",
     }

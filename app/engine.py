@@ -24,6 +24,7 @@ from app.settings import BatchingSettings, ImageSettings, Settings
 from app.threads import in_daemon_thread
 from batching import (
     Batcher,
+    CostFigures,
     CostModel,
     Lane,
     LaneLoad,
@@ -32,6 +33,7 @@ from batching import (
     RunnerLostError,
     RunResult,
     SchedulerStatistics,
+    Shape,
     ShuttingDownError,
     WorkItem,
 )
@@ -125,6 +127,8 @@ class Embeddings:
     """Longest time that an input of the request waited."""
     compute_s: float
     """Device time of the passes that the request's inputs ran in."""
+    prepare_s: float = 0.0
+    """From inputs to features, the wait for a tokeniser included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,10 @@ class EngineStatistics:
     num_tokens: int
     device_s: float
     """Device time of all passes together."""
+    load_s: float
+    """How long it took until the first request could be answered."""
+    cost: CostFigures
+    """What passes are expected to cost, as learned until now."""
 
     @property
     def mean_pass_items(self) -> float:
@@ -217,6 +225,22 @@ OpenDecoder = Callable[[ImageSpec], Decoder]
 """Makes the decoder for a model that wants its images so."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTimes:
+    """What passes were found to take when the model was loaded, and the bounds that follow from it."""
+
+    samples: tuple[tuple[Shape, float], ...]
+    """Shapes of passes, and the device seconds that each took."""
+    cost: CostModel
+    limits: Limits
+
+    def tokens_in(self, seconds: float) -> int:
+        """Tokens of short texts in a full pass of so many device seconds."""
+        per_token_s = self.cost.predict_work_s(Shape(num_tokens=1))
+        max_tokens = self.limits.max_pass_tokens
+        return min(max_tokens, int(self.cost.room_s(seconds) / per_token_s)) if per_token_s else max_tokens
+
+
 @dataclass(slots=True)
 class _Served:
     """What exists once the model is loaded."""
@@ -224,7 +248,7 @@ class _Served:
     info: ModelInfo
     preparer: Preparer
     batcher: Batcher
-    limits: Limits
+    times: PassTimes
     decoder: Decoder | None
     """``None``: the model reads no images."""
 
@@ -303,6 +327,7 @@ class Engine:
         self._names = names_of(settings.model.model)
         self._workers: list[Worker] = []
         self._served: _Served | None = None
+        self._load_s = 0.0
         self._totals = _Totals()
         self._pools = _TokeniserPools()
 
@@ -379,7 +404,21 @@ class Engine:
         Raises:
             EngineNotReadyError: The model is not loaded yet.
         """
-        return self._require_served().limits
+        return self.pass_times.limits
+
+    @property
+    def pass_times(self) -> PassTimes:
+        """What passes took when the model was loaded.
+
+        Raises:
+            EngineNotReadyError: It is not loaded yet.
+        """
+        return self._require_served().times
+
+    @property
+    def can_interrupt(self) -> bool:
+        """Whether queries can run in the middle of a pass of documents."""
+        return all(worker.can_interrupt for worker in self._workers)
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of queues, workers and totals.
@@ -395,6 +434,8 @@ class Engine:
             num_items=self._totals.num_items,
             num_tokens=self._totals.num_tokens,
             device_s=self._totals.device_s,
+            load_s=self._load_s,
+            cost=served.times.cost.figures(),
         )
 
     # Life
@@ -405,12 +446,14 @@ class Engine:
         Raises:
             CheckpointError: The model cannot be had; the message is one line that says what to do.
         """
+        started_s = self._clock()
         try:
             self._served = await self._load()
         except BaseException:
             self._enter(FAILED)
             await self._stop_workers()
             raise
+        self._load_s = self._clock() - started_s
         self._enter(READY)
 
     async def _load(self) -> _Served:
@@ -451,7 +494,8 @@ class Engine:
         self._enter("measuring pass times")
         limits = batching_limits(self._settings.batching, is_cuda=placement.is_cuda)
         cost = CostModel()
-        cost.fit(await measure_passes(self._workers[0], info, limits))
+        samples = await measure_passes(self._workers[0], info, limits)
+        cost.fit(samples)
         logger.info("pass times: %r", cost)
         batcher = Batcher(
             [WorkerRunner(worker, cost) for worker in self._workers],
@@ -468,7 +512,8 @@ class Engine:
             decoder = self._open_decoder(info.images.spec)
             await decoder.start()
         batcher.start()
-        return _Served(info=info, preparer=preparer, batcher=batcher, limits=limits, decoder=decoder)
+        times = PassTimes(samples=tuple(samples), cost=cost, limits=limits)
+        return _Served(info=info, preparer=preparer, batcher=batcher, times=times, decoder=decoder)
 
     def _load_options(self, checkpoint: Checkpoint, placement: Placement, device: str) -> LoadOptions:
         model, images = self._settings.model, self._settings.images
@@ -611,6 +656,7 @@ class Engine:
         served = self._require_served()
         started_s = self._clock()
         features = await self._prepare(served.preparer, inputs, lane)
+        prepare_s = self._clock() - started_s
         outcome = await served.batcher.submit(
             [
                 WorkItem(payload=one, num_tokens=one.num_tokens, num_image_tokens=one.num_image_tokens)
@@ -618,7 +664,7 @@ class Engine:
             ],
             lane=lane,
             tenant=tenant,
-            timeout_s=None if timeout_s is None else timeout_s - (self._clock() - started_s),
+            timeout_s=None if timeout_s is None else timeout_s - prepare_s,
         )
         return Embeddings(
             rows=np.stack([_as_row(result) for result in outcome.results]),
@@ -629,6 +675,7 @@ class Engine:
             num_dropped_tokens=tuple(one.num_dropped_tokens for one in features),
             queue_s=outcome.queue_s,
             compute_s=outcome.device_s,
+            prepare_s=prepare_s,
         )
 
     async def _prepare(
@@ -742,7 +789,9 @@ class WorkerRunner:
             raise RunnerLostError(str(error)) from error
         bad_rows = frozenset(result.nonfinite_rows)
         results = [NonFiniteRowError() if index in bad_rows else row for index, row in enumerate(result.rows)]
-        return RunResult(results=results, device_s=result.device_s)
+        return RunResult(
+            results=results, device_s=result.device_s, num_padding_tokens=result.num_padding_tokens
+        )
 
 
 def pass_timeout_s(predicted_s: float) -> float:

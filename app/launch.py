@@ -10,14 +10,17 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from app.console import Serving, announce, reporting
 from app.docs import docs_pages
 from app.engine import Engine
-from app.lifecycle import serve_until_stopped
-from app.logs import configure_logging, logs_as_json
+from app.gpus import Gpus
+from app.lifecycle import FAILED, serve_until_stopped
+from app.live import LiveView, live_gpus
+from app.logs import LogFile, LogFileError, configure_logging, logs_as_json
 from app.main import create_app
 from app.malloc import return_large_blocks
 from app.media import check_room
@@ -26,6 +29,8 @@ from app.observe import ObservedApp
 from app.prompts import check_default_input_type
 from app.server import url_of
 from app.settings import Settings
+from app.tracing import TracingError, open_tracer
+from app.ui import ui_pages
 from model import CheckpointError, ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -37,21 +42,40 @@ def launch(
     """Serve on the bound socket until told to stop; returns the exit code."""
     import uvloop
 
-    configure_logging(settings.server.log_level, settings.server.log_format)
+    server = settings.server
+    log_file = LogFile.from_settings(server)
+    try:
+        configure_logging(server.log_level, server.log_format, log_file)
+        tracer = open_tracer(server.otlp_endpoint, version=version)
+    except (LogFileError, TracingError) as error:
+        sock.close()
+        complain(str(error))
+        return FAILED
     return_large_blocks()
     url = url_of(sock)
     logger.info("listening on %s", url)
-    with reporting() as on_stage, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        ExitStack() as at_end,
+        reporting() as on_stage,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        if tracer is not None:
+            at_end.callback(tracer.close)
         started_s = time.monotonic()
-        metrics = Metrics()
+        gpus = Gpus()
+        view = LiveView(version=version, read_gpus=lambda: live_gpus(gpus.latest))
+        metrics = Metrics(view, gpus=gpus, version=version, query_slo_s=settings.batching.query_slo_ms / 1000)
         engine = Engine.from_settings(
             settings,
             on_stage=on_stage,
             on_pass=metrics.observe_pass,
             accept=partial(check_settings, settings),
         )
+        pages = [*docs_pages(), *ui_pages()]
         app = ObservedApp(
-            create_app(engine, settings, metrics=metrics, pages=docs_pages(), version=version), metrics
+            create_app(engine, settings, metrics, view=view, pages=pages, version=version),
+            metrics,
+            tracer=tracer,
         )
 
         def tell_ready() -> None:
@@ -77,9 +101,9 @@ def launch(
         def tell_failure(line: str) -> None:
             on_stage.close()
             # What reads a log of JSON lines stumbles over any other.
-            if logs_as_json(settings.server.log_format):
+            if log_file is not None or logs_as_json(server.log_format):
                 logger.error("%s", line)
-            else:
+            if log_file is not None or not logs_as_json(server.log_format):
                 complain(line)
 
         return runner.run(
@@ -87,7 +111,7 @@ def launch(
                 engine,
                 app,
                 sock,
-                settings.server,
+                server,
                 observer=metrics,
                 on_ready=tell_ready,
                 on_failure=tell_failure,

@@ -20,9 +20,11 @@ from app.budget import BodyBudget
 from app.engine import Engine
 from app.fetch import Fetcher
 from app.images import ImageLoader
+from app.lag import watching_lag
+from app.live import LiveView
 from app.media import ImageIntake
 from app.metrics import Metrics
-from app.routes import cohere, embeddings, models, operations, original, voyage
+from app.routes import cohere, embeddings, live, models, operations, original, voyage
 from app.services import Services
 from app.settings import Settings
 from app.tokens import Cl100kVocabulary
@@ -35,6 +37,7 @@ def create_app(
     settings: Settings,
     metrics: Metrics | None = None,
     *,
+    view: LiveView | None = None,
     pages: Sequence[ControllerRouterHandler] = (),
     lifespan: Sequence[Lifespan] = (),
     version: str = "unknown",
@@ -45,29 +48,34 @@ def create_app(
         engine: The served model.
         settings: The resolved configuration.
         metrics: Where things are counted; the outer layer of the server counts in the same place.
+        view: Where the last seconds are kept; ``metrics`` tells it what it is told.
         pages: Further routes, such as the documentation page.
         lifespan: What runs around the application, such as starting the engine.
         version: The version of the program, for the OpenAPI document.
     """
-    metrics = metrics or Metrics()
+    view = view or LiveView(version=version)
+    metrics = metrics or Metrics(view)
     metrics.watch(engine)
     fetcher = Fetcher(settings.media)
-    services = Services(
-        engine=engine,
-        settings=settings,
-        metrics=metrics,
-        cl100k=Cl100kVocabulary(settings.model.cl100k_path),
-        intake=ImageIntake(
-            ImageLoader(fetcher, settings.media), engine, settings.media, observe=metrics.observe_images
-        ),
-        created_s=int(time.time()),
-    )
-    metrics.watch_images(services.intake)
     budget = BodyBudget(
         settings.limits.max_held_body_bytes,
         max_body_bytes=settings.server.max_body_bytes,
         max_wait_s=settings.server.body_timeout_s,
     )
+    services = Services(
+        engine=engine,
+        settings=settings,
+        metrics=metrics,
+        live=view,
+        cl100k=Cl100kVocabulary(settings.model.cl100k_path),
+        intake=ImageIntake(
+            ImageLoader(fetcher, settings.media), engine, settings.media, observe=metrics.observe_stage
+        ),
+        created_s=int(time.time()),
+    )
+    metrics.watch_images(services.intake)
+    metrics.watch_bodies(budget)
+    view.watch(engine, aliases=services.served_names[1:], num_in_flight=metrics.num_requests_in_flight)
     return Litestar(
         route_handlers=[
             embeddings.create_embedding,
@@ -84,6 +92,7 @@ def create_app(
             operations.live,
             operations.ready,
             operations.metrics,
+            live.read_live,
             *pages,
         ],
         state=State(services.as_state()),
@@ -91,7 +100,7 @@ def create_app(
         middleware=[budget.around],
         request_max_body_size=settings.server.max_body_bytes,
         exception_handlers={Exception: answer_exception},
-        lifespan=list(lifespan),
+        lifespan=[lambda _app: watching_lag(metrics.event_loop_lag.observe), *lifespan],
         on_shutdown=[fetcher.close],
         openapi_config=OpenAPIConfig(
             title="Laneway",

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 
 from app.engine import Embeddings, Engine
 from app.errors import ImageQueueFullError, InputFailedError
+from app.facts import note_stage
 from app.fetch import FetchStatistics
 from app.images import ImageLoader, ImageReference
 from app.inputs import EmbeddingRequest
@@ -66,6 +67,14 @@ class Decoder(Protocol):
         Raises:
             ImageError: It is no image that can be decoded.
         """
+        ...
+
+
+class ObserveStage(Protocol):
+    """Told how long a request spent on one part of its way."""
+
+    def __call__(self, stage: str, duration_s: float, *, lane: Lane) -> None:
+        """It spent so long on that one."""
         ...
 
 
@@ -213,7 +222,7 @@ class ImageIntake:
         decoder: Decoder,
         settings: MediaSettings,
         *,
-        observe: Callable[[str, float], None],
+        observe: ObserveStage,
     ) -> None:
         """Join what loads images and what decodes them.
 
@@ -221,7 +230,7 @@ class ImageIntake:
             loader: Turns references into files.
             decoder: Turns files into pixels.
             settings: How much memory there is, and how many fetches.
-            observe: Told the seconds that a request took to ``load_images``, and then to ``decode_images``.
+            observe: Told how long a request took to ``fetch`` its images, and then to ``decode`` them.
         """
         self._loader = loader
         self._decoder = decoder
@@ -305,8 +314,11 @@ class ImageIntake:
                 raise InputFailedError(reference.param, error) from error
 
         images = await self._loader.load(references, decode, is_query=lane is Lane.QUERY)
-        self._observe("load_images", loaded_s - began_s)
-        self._observe("decode_images", monotonic() - loaded_s)
+        decoded_s = monotonic()
+        self._observe("fetch", loaded_s - began_s, lane=lane)
+        self._observe("decode", decoded_s - loaded_s, lane=lane)
+        note_stage("fetch", began_s, loaded_s)
+        note_stage("decode", loaded_s, decoded_s)
         return images
 
 

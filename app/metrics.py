@@ -1,38 +1,49 @@
-"""Every collector there is, in a registry of its own.
+"""What is counted, in a registry of its own.
 
-Laws: base units and ``_total`` names; labels come from closed sets (settings, route templates, enums), never
-from what a client wrote; gauges are read from the engine's statistics at scrape time, so they cannot drift
-from what they describe.
+Laws: what metrics there are, and how they are labelled, stands in ``metric_families``. What happens is
+counted here; how things are is read at a scrape, in ``metric_collectors``. Whoever watches live is told the
+same.
 """
 
+import asyncio
 import collections
-from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TypeVar, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.registry import Collector
 
-from app.engine import Embeddings, Engine, EngineNotReadyError, EngineStatistics
-from app.fetch import FetchFailure
+from app import metric_families as families
+from app.budget import BodyBudget
+from app.engine import Embeddings, Engine
+from app.gpus import Gpus
+from app.live import LiveView
 from app.media import ImageIntake
+from app.metric_collectors import (
+    SnapshotCollector,
+    build_info,
+    read_bodies,
+    read_engine,
+    read_gpu_metrics,
+    read_images,
+)
+from app.metric_families import Family
 from batching import Lane, PassReport
-from model.images import DecoderStatistics
-
-LATENCY_BUCKETS_S = (
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
-)  # fmt: skip
-SIZE_BUCKETS = tuple(float(2**power) for power in range(12))
-"""1 to 2048: inputs of a request, entries of a pass."""
-TOKEN_BUCKETS = tuple(float(2**power) for power in range(3, 16))
-"""8 to 32768: tokens of an input or of a pass."""
-
-RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 4.0)
 
 disable_created_metrics()  # `_created` series double the text format and tell nothing that rate() needs
 
+_OPENMETRICS = "application/openmetrics-text"
+_OPENMETRICS_END = b"# EOF\n"
 
 C = TypeVar("C", bound=MetricWrapperBase)
 
@@ -40,364 +51,186 @@ C = TypeVar("C", bound=MetricWrapperBase)
 class Metrics:
     """Owns the registry and everything that is counted where it happens."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        live: LiveView | None = None,
+        *,
+        gpus: Gpus | None = None,
+        version: str = "unknown",
+        query_slo_s: float | None = None,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            live: Is told everything, too.
+            gpus: Where GPUs are read. ``None``: nowhere.
+            version: Of the program.
+            query_slo_s: How soon queries are to be answered. Latencies have it for a bound, so that the part
+                that was in time is counted and not estimated.
+        """
+        self._live = live
+        self._gpus = gpus
         self.registry = CollectorRegistry(auto_describe=True)
         self._engine: Engine | None = None
         # As bounded as the labels: closed sets all of them.
         self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], MetricWrapperBase] = {}
-        self.http_requests = Counter(
-            "laneway_http_requests",
-            "Requests answered. Route is the path template, 'unmatched' where none fits.",
-            ["route", "method", "status"],
-            registry=self.registry,
-        )
-        self.http_request_duration = Histogram(
-            "laneway_http_request_duration_seconds",
-            "Time from a request's head to the last byte of its answer.",
-            ["route", "status_class"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.requests_in_flight = Gauge(
-            "laneway_requests_in_flight",
-            "Embedding requests between their decoded body and their answer.",
-            registry=self.registry,
-        )
-        self.request_failures = Counter(
-            "laneway_request_failures",
-            "Requests that got an error in place of their answer, or whose client left, by what went wrong.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.request_retries = Counter(
-            "laneway_request_retries",
-            "Requests that an OpenAI SDK sent again, by its own count.",
-            registry=self.registry,
-        )
-        self.items = Counter(
-            "laneway_items", "Inputs embedded.", ["model", "modality", "lane"], registry=self.registry
-        )
-        self.tokens = Counter(
-            "laneway_tokens",
-            "Tokens computed, special tokens and prompts included.",
-            ["model", "modality", "lane"],
-            registry=self.registry,
-        )
-        self.request_items = Histogram(
-            "laneway_request_items",
-            "Inputs of a request.",
-            ["model"],
-            buckets=SIZE_BUCKETS,
-            registry=self.registry,
-        )
-        self.stage_duration = Histogram(
-            "laneway_stage_duration_seconds",
-            "Where a request's time went: loading and decoding its images, the longest wait of its inputs, "
-            "and the device time of its passes.",
-            ["model", "stage"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.truncated_inputs = Counter(
-            "laneway_truncated_inputs",
-            "Inputs that were cut to what the model reads.",
-            ["model"],
-            registry=self.registry,
-        )
-        self.token_arrays = Counter(
-            "laneway_token_array_requests",
-            "Requests with token arrays, by how they were read or why they were not.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self.ignored_params = Counter(
-            "laneway_ignored_params",
-            "Top-level request parameters that are unknown here and were ignored.",
-            registry=self.registry,
-        )
-        self.pass_items = Histogram(
-            "laneway_pass_items", "Inputs in a pass.", ["model"], buckets=SIZE_BUCKETS, registry=self.registry
-        )
-        self.pass_tokens = Histogram(
-            "laneway_pass_tokens",
-            "Tokens in a pass.",
-            ["model"],
-            buckets=TOKEN_BUCKETS,
-            registry=self.registry,
-        )
-        self.pass_device_seconds = Histogram(
-            "laneway_pass_device_seconds",
-            "Device time of a pass.",
-            ["model"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.pass_prediction_ratio = Histogram(
-            "laneway_pass_prediction_ratio",
-            "Device time of a pass over what was predicted for it.",
-            ["model"],
-            buckets=RATIO_BUCKETS,
-            registry=self.registry,
-        )
-        self.pass_failures = Counter(
-            "laneway_pass_failures", "Passes that came back without rows.", ["model"], registry=self.registry
-        )
+        self.requests_in_flight = self._gauge(families.REQUESTS_IN_FLIGHT)
+        self.request_retries = self._counter(families.REQUEST_RETRIES)
+        self.token_arrays = self._counter(families.TOKEN_ARRAYS)
+        self.ignored_params = self._counter(families.IGNORED_PARAMS)
+        self._http_requests = self._counter(families.HTTP_REQUESTS)
+        self._http_request_duration = self._histogram(families.HTTP_REQUEST_DURATION)
+        self._request_duration = self._histogram(families.REQUEST_DURATION, extra_bound=query_slo_s)
+        self._request_failures = self._counter(families.REQUEST_FAILURES)
+        self._stage_duration = self._histogram(families.STAGE_DURATION)
+        self._items = self._counter(families.ITEMS)
+        self._tokens = self._counter(families.TOKENS)
+        self._request_items = self._histogram(families.REQUEST_ITEMS)
+        self._truncated_inputs = self._counter(families.TRUNCATED_INPUTS)
+        self._pass_items = self._histogram(families.PASS_ITEMS)
+        self._pass_tokens = self._histogram(families.PASS_TOKENS)
+        self._pass_device = self._histogram(families.PASS_DEVICE)
+        self._pass_prediction_ratio = self._histogram(families.PASS_PREDICTION_RATIO)
+        self._pass_padding_ratio = self._histogram(families.PASS_PADDING_RATIO)
+        self._pass_failures = self._counter(families.PASS_FAILURES)
+        self.event_loop_lag = self._histogram(families.EVENT_LOOP_LAG)
+        build = build_info(version)
+        self.registry.register(SnapshotCollector(lambda: [build]))
+        if gpus is not None:
+            self.registry.register(SnapshotCollector(lambda: read_gpu_metrics(gpus.latest)))
+        for add_own in (ProcessCollector, GCCollector, PlatformCollector):
+            add_own(registry=self.registry)
+
+    # What there is to read
+
+    def watch(self, engine: Engine) -> None:
+        """Label everything with this engine's model, and read its state and queues at every scrape."""
+        self._engine = engine
+        self.registry.register(SnapshotCollector(partial(read_engine, engine)))
+
+    def watch_bodies(self, budget: BodyBudget) -> None:
+        """Read at every scrape how much memory large bodies hold."""
+        self.registry.register(SnapshotCollector(partial(read_bodies, budget)))
+
+    def watch_images(self, intake: ImageIntake) -> None:
+        """Read at every scrape what became of images, and how much memory they hold."""
+        self.registry.register(SnapshotCollector(partial(read_images, intake)))
+
+    # What happens
 
     def observe_http(
-        self, route: str, method: str, status: int, duration_s: float, *, failure: str | None
+        self,
+        route: str,
+        method: str,
+        status: int,
+        duration_s: float,
+        *,
+        failure: str | None,
+        lane: Lane | None,
     ) -> None:
         """Count one request, and its failure if it was one; ``app.observe`` calls this for every one."""
-        self._child(self.http_requests, route, method, str(status)).inc()
-        self._child(self.http_request_duration, route, f"{status // 100}xx").observe(duration_s)
+        status_class = f"{status // 100}xx"
+        self._child(self._http_requests, route, method, str(status)).inc()
+        self._child(self._http_request_duration, route, status_class).observe(duration_s)
+        if lane is not None:
+            self._child(self._request_duration, self._model, lane, status_class).observe(duration_s)
         if failure is not None:
-            self._child(self.request_failures, failure).inc()
+            self._child(self._request_failures, failure).inc()
+        if self._live is not None:
+            self._live.observe_http(route, method, status, duration_s, failure=failure, lane=lane)
+
+    def observe_stage(self, stage: str, duration_s: float, *, lane: Lane) -> None:
+        """Count how long a request of the lane spent on a part of its way."""
+        self._child(self._stage_duration, self._model, lane, stage).observe(duration_s)
 
     def observe_embeddings(self, embeddings: Embeddings, *, lane: Lane) -> None:
         """Count what one request was given."""
         model = self._model
         num_truncated = sum(dropped > 0 for dropped in embeddings.num_dropped_tokens)
         for modality, count in collections.Counter(embeddings.modalities).items():
-            self._child(self.items, model, modality, lane).inc(count)
+            self._child(self._items, model, modality, lane).inc(count)
         num_image_tokens = sum(embeddings.num_image_tokens)
         num_text_tokens = sum(embeddings.num_tokens) - num_image_tokens
-        self._child(self.tokens, model, "text", lane).inc(num_text_tokens)
+        self._child(self._tokens, model, "text", lane).inc(num_text_tokens)
         if num_image_tokens:
-            self._child(self.tokens, model, "image", lane).inc(num_image_tokens)
-        self._child(self.request_items, model).observe(len(embeddings.num_tokens))
-        self._child(self.truncated_inputs, model).inc(num_truncated)
-        self._child(self.stage_duration, model, "queue").observe(embeddings.queue_s)
-        self._child(self.stage_duration, model, "inference").observe(embeddings.compute_s)
+            self._child(self._tokens, model, "image", lane).inc(num_image_tokens)
+        self._child(self._request_items, model).observe(len(embeddings.num_tokens))
+        self._child(self._truncated_inputs, model).inc(num_truncated)
+        self.observe_stage("prepare", embeddings.prepare_s, lane=lane)
+        self.observe_stage("queue", embeddings.queue_s, lane=lane)
+        self.observe_stage("inference", embeddings.compute_s, lane=lane)
+        if self._live is not None:
+            self._live.observe_embeddings(embeddings, lane=lane)
 
     def observe_pass(self, report: PassReport) -> None:
         """Count one finished pass; the engine's ``on_pass``."""
         model = self._model
         if report.error is not None:
-            self._child(self.pass_failures, model).inc()
-            return
-        self._child(self.pass_items, model).observe(sum(report.num_entries.values()))
-        self._child(self.pass_tokens, model).observe(sum(report.num_tokens.values()))
-        self._child(self.pass_device_seconds, model).observe(report.device_s)
-        if report.predicted_s > 0:
-            self._child(self.pass_prediction_ratio, model).observe(report.device_s / report.predicted_s)
+            self._child(self._pass_failures, model).inc()
+        else:
+            num_tokens = sum(report.num_tokens.values())
+            num_padding = report.num_padding_tokens
+            self._child(self._pass_items, model).observe(sum(report.num_entries.values()))
+            self._child(self._pass_tokens, model).observe(num_tokens)
+            self._child(self._pass_device, model).observe(report.device_s)
+            self._child(self._pass_padding_ratio, model).observe(num_padding / (num_tokens + num_padding))
+            if report.predicted_s > 0:
+                ratio = report.device_s / report.predicted_s
+                self._child(self._pass_prediction_ratio, model).observe(ratio)
+        if self._live is not None:
+            self._live.observe_pass(report)
+
+    # What comes out
+
+    def num_requests_in_flight(self) -> int:
+        """Embedding requests between their decoded body and their answer."""
+        return int(next(iter(self.requests_in_flight.collect())).samples[0].value)
+
+    async def refresh(self) -> None:
+        """Have the GPUs read anew, where their driver is quick and was not asked within this second."""
+        if self._gpus is not None:
+            await self._gpus.refresh()
+
+    async def render(self, accept: str) -> tuple[bytes, str]:
+        """Everything, in the exposition format that the scraper accepts.
+
+        Written at once it would hold the event loop for some ten milliseconds (1,000 series), which is more
+        than a query's pass; so the loop goes on between two metrics.
+
+        Returns:
+            The text, and its content type.
+        """
+        encode, content_type = choose_encoder(accept)
+        parts: list[bytes] = []
+        for metric in self.registry.collect():
+            parts.append(encode(SnapshotCollector(partial(iter, [metric]))).removesuffix(_OPENMETRICS_END))
+            await asyncio.sleep(0)
+        if content_type.startswith(_OPENMETRICS):
+            parts.append(_OPENMETRICS_END)
+        return b"".join(parts), content_type
+
+    # How it is kept
+
+    @property
+    def _model(self) -> str:
+        return self._engine.served_name if self._engine is not None else ""
 
     def _child(self, collector: C, *labels: str) -> C:
-        """``collector.labels(*labels)``, looked up without its lock: there are a dozen for each request."""
+        """``collector.labels(*labels)``, looked up without its lock: there are two dozen for each request."""
         key = (collector, labels)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = collector.labels(*labels)
         return cast("C", child)
 
-    def observe_images(self, stage: str, duration_s: float) -> None:
-        """Count how long a request's images took to load or to decode."""
-        self._child(self.stage_duration, self._model, stage).observe(duration_s)
+    def _counter(self, family: Family) -> Counter:
+        return Counter(family.name, family.text, family.labels, registry=self.registry)
 
-    def watch(self, engine: Engine) -> None:
-        """Label everything with this engine's model, and read its state and queues at every scrape."""
-        self._engine = engine
-        self.registry.register(EngineCollector(engine))
+    def _gauge(self, family: Family) -> Gauge:
+        return Gauge(family.name, family.text, family.labels, registry=self.registry)
 
-    def watch_images(self, intake: ImageIntake) -> None:
-        """Read at every scrape what became of images, and how much memory they hold."""
-        self.registry.register(ImageCollector(intake))
-
-    @property
-    def _model(self) -> str:
-        # Asked each time: an engine learns its model's name only when it has found it.
-        return self._engine.served_name if self._engine is not None else ""
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Everything, in the exposition format that the scraper accepts.
-
-        Returns:
-            The text, and its content type.
-        """
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
-
-
-class EngineCollector(Collector):
-    """Turns an engine's statistics into samples, when they are asked for."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not ask the engine, which may not have begun to load."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """The samples of this moment."""
-        model = self._engine.served_name
-        yield _gauge(
-            "laneway_model_ready",
-            "1 while the model answers requests.",
-            {"model": model},
-            self._engine.state.is_ready,
+    def _histogram(self, family: Family, *, extra_bound: float | None = None) -> Histogram:
+        bounds = {*family.buckets, *([] if extra_bound is None else [extra_bound])}
+        return Histogram(
+            family.name, family.text, family.labels, buckets=sorted(bounds), registry=self.registry
         )
-        try:
-            info = self._engine.info
-        except EngineNotReadyError:
-            return
-        facts = {
-            "model": model,
-            "source": info.source,
-            "fingerprint": info.fingerprint,
-            "dtype": info.dtype,
-            "device": info.device,
-            "dimension": str(info.dimension),
-        }
-        yield _gauge("laneway_model_info", "What is served.", facts, 1)
-        statistics = self._engine.statistics()
-        yield from _queue_metrics(statistics, model=model)
-        yield from _worker_metrics(statistics, model=model)
-
-
-class ImageCollector(Collector):
-    """Turns an intake's statistics into samples, when they are asked for."""
-
-    def __init__(self, intake: ImageIntake) -> None:
-        self._intake = intake
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the decoder exists only once a model is loaded."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """The samples of this moment."""
-        statistics = self._intake.statistics()
-        yield _gauge(
-            "laneway_held_image_bytes",
-            "Decoded base64 and pixels that requests in flight hold, or were promised.",
-            {},
-            statistics.held_bytes,
-        )
-        waiting = GaugeMetricFamily(
-            "laneway_image_waiting_requests",
-            "Requests that wait for a turn to fetch their images, or for room for them.",
-            labels=["lane"],
-        )
-        waiting.add_metric(["query"], statistics.num_waiting_queries)
-        waiting.add_metric(["document"], statistics.num_waiting_others)
-        yield waiting
-        yield _gauge(
-            "laneway_image_fetches_running",
-            "Images that are on their way, or wait in a fetch's place to be decoded.",
-            {},
-            statistics.fetches.num_running,
-        )
-        fetches = CounterMetricFamily(
-            "laneway_image_fetches", "Image URLs, by what became of them.", labels=["outcome"]
-        )
-        fetches.add_metric(["fetched"], statistics.fetches.num_fetched)
-        for failure in FetchFailure:
-            fetches.add_metric([str(failure)], statistics.fetches.num_failed.get(failure, 0))
-        yield fetches
-        fetched = CounterMetricFamily("laneway_image_fetched_bytes", "Bytes of the images that were fetched.")
-        fetched.add_metric([], statistics.fetches.num_bytes)
-        yield fetched
-        if (decoder := statistics.decoder) is not None:
-            yield from _decoder_metrics(decoder)
-
-
-def _decoder_metrics(decoder: DecoderStatistics) -> Iterator[Metric]:
-    outcomes = CounterMetricFamily(
-        "laneway_image_decodes", "Image files, by what became of them.", labels=["outcome"]
-    )
-    counts = {
-        "decoded": decoder.num_decoded,
-        "refused": decoder.num_refused,
-        "timeout": decoder.num_timeouts,
-        "crashed": decoder.num_crashes,
-        "abandoned": decoder.num_abandoned,
-    }
-    for outcome, count in counts.items():
-        outcomes.add_metric([outcome], count)
-    waiting = GaugeMetricFamily(
-        "laneway_image_queue_items", "Image files that wait to be decoded.", labels=["lane"]
-    )
-    waiting.add_metric(["query"], decoder.num_waiting_queries)
-    waiting.add_metric(["document"], decoder.num_waiting_documents)
-    restarts = CounterMetricFamily(
-        "laneway_image_decoder_restarts", "Decode processes that took the place of another."
-    )
-    restarts.add_metric([], decoder.num_restarts)
-    yield from (outcomes, waiting, restarts)
-
-
-def _gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
-    return family
-
-
-def _queue_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metric]:
-    by_lane = ["model", "lane"]
-    items = GaugeMetricFamily("laneway_queue_items", "Inputs waiting.", labels=by_lane)
-    tokens = GaugeMetricFamily("laneway_queue_tokens", "Tokens of the inputs waiting.", labels=by_lane)
-    age = GaugeMetricFamily(
-        "laneway_queue_oldest_age_seconds", "How long the oldest waiting input has waited.", labels=by_lane
-    )
-    backlog = GaugeMetricFamily(
-        "laneway_queue_device_seconds", "How long all devices together need for what waits.", labels=by_lane
-    )
-    device = CounterMetricFamily(
-        "laneway_lane_device_seconds",
-        "Device time spent on the lane, by its part of the work of each pass.",
-        labels=by_lane,
-    )
-    outcomes = CounterMetricFamily(
-        "laneway_queue_outcomes",
-        "What became of inputs that came to the queue.",
-        labels=[*by_lane, "outcome"],
-    )
-    for lane, state in statistics.scheduler.lanes.items():
-        key = [model, str(lane)]
-        items.add_metric(key, state.num_waiting)
-        tokens.add_metric(key, state.num_waiting_tokens)
-        age.add_metric(key, state.oldest_wait_s)
-        backlog.add_metric(key, state.waiting_s)
-        device.add_metric(key, state.device_s)
-        counts = {
-            "done": state.num_done,
-            "failed": state.num_failed,
-            "cancelled": state.num_cancelled,
-            "expired": state.num_expired,
-            "refused": state.num_refused,
-        }
-        for outcome, count in counts.items():
-            outcomes.add_metric([*key, outcome], count)
-    yield from (items, tokens, age, backlog, device, outcomes)
-    scheduler = statistics.scheduler
-    for name, text, value in (
-        (
-            "laneway_urgent_passes",
-            "Passes of queries that overtook one that was waiting.",
-            scheduler.num_urgent_passes,
-        ),
-        ("laneway_interruptions", "Those that might run between two layers.", scheduler.num_interruptions),
-        ("laneway_interruption_seconds", "Device time that this cost.", scheduler.wasted_s),
-    ):
-        counter = CounterMetricFamily(name, text, labels=["model"])
-        counter.add_metric([model], value)
-        yield counter
-
-
-def _worker_metrics(statistics: EngineStatistics, *, model: str) -> Iterator[Metric]:
-    by_worker = ["model", "worker"]
-    ready = GaugeMetricFamily("laneway_worker_ready", "1 while the worker takes passes.", labels=by_worker)
-    restarts = CounterMetricFamily(
-        "laneway_worker_restarts", "Times the worker died and was started again.", labels=by_worker
-    )
-    memory = GaugeMetricFamily(
-        "laneway_worker_resident_memory_bytes",
-        "Resident memory of the worker, pages it shares included.",
-        labels=by_worker,
-    )
-    for slot, worker in enumerate(statistics.workers):
-        key = [model, str(slot)]
-        ready.add_metric(key, worker.is_ready)
-        restarts.add_metric(key, worker.num_restarts)
-        if worker.rss_bytes is not None:
-            memory.add_metric(key, worker.rss_bytes)
-    yield from (ready, restarts, memory)

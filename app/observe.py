@@ -1,4 +1,4 @@
-"""One plain ASGI layer around the whole application: request ids, access log, counts, HEAD, last resort.
+"""One plain ASGI layer around the whole application: request ids, log, counts, traces, HEAD, last resort.
 
 Litestar runs its middleware per route, so a 404 or a 405 never meets it; this layer meets everything. Laws:
 every response leaves with an ``x-request-id``; every request is counted once and logged once, and so is every
@@ -11,17 +11,18 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from app.answers import FAILURE_REASON, explain
+from app.answers import FAILURE_CODE, FAILURE_REASON, explain
 from app.errors import BodyEncodingError
-from app.logs import fields, request_id_var
+from app.facts import RequestFacts, Stage, facts_of, stages_var
+from app.logs import fields, request_id_var, trace_id_var
 from app.wire import ErrorResponse
-from batching import ShuttingDownError
+from batching import Lane, ShuttingDownError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ UNMATCHED_ROUTE = "unmatched"
 # RFC 9110, 9.3, and PATCH (RFC 5789). The parser knows some thirty more, from WebDAV to RTSP.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 # Asked for every few seconds by machines: counted like any other, but a line each would bury the rest.
-_QUIET_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+QUIET_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/live", "/metrics"})
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer. Nobody receives it; it is counted and logged."""
 
@@ -58,13 +59,71 @@ class Refusal:
     """For the failure counter."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a request, as it is counted, logged and traced."""
+
+    route: str
+    method: str
+    status: int
+    duration_s: float
+    failure: str | None
+    """Why it got an error in place of its answer, from a closed set."""
+    code: str | None
+    """The code that its client was told."""
+    facts: RequestFacts | None = None
+    encode_s: float | None = None
+    """From its vectors to the head of its answer; ``None``: it came to neither."""
+
+
 class HttpObserver(Protocol):
     """Who counts requests."""
 
     def observe_http(
-        self, route: str, method: str, status: int, duration_s: float, *, failure: str | None
+        self,
+        route: str,
+        method: str,
+        status: int,
+        duration_s: float,
+        *,
+        failure: str | None,
+        lane: Lane | None,
     ) -> None:
-        """One request was answered, or given up by its client; ``failure`` says why it got an error."""
+        """One request was answered, or given up by its client.
+
+        Args:
+            route: The path template, or ``UNMATCHED_ROUTE``.
+            method: One that there is, or ``other``.
+            status: As it was sent, or ``CLIENT_CLOSED_REQUEST``.
+            duration_s: From its head to the last byte of its answer.
+            failure: Why it got an error in place of its answer; ``None``: it got none.
+            lane: Where its inputs were embedded; ``None``: it had none, or was not understood.
+        """
+        ...
+
+    def observe_stage(self, stage: str, duration_s: float, *, lane: Lane) -> None:
+        """A request of the lane spent so long on a part of its way."""
+        ...
+
+
+class Trace(Protocol):
+    """One request that is traced."""
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        ...
+
+    def end(self, outcome: Outcome, stages: Sequence[Stage]) -> None:
+        """The request is over; ``stages`` are those that were noted on the way."""
+        ...
+
+
+class Tracer(Protocol):
+    """Who traces requests."""
+
+    def begin(self, scope: Scope) -> Trace | None:
+        """A request has come; ``None``: it is not traced."""
         ...
 
 
@@ -72,10 +131,24 @@ class ObservedApp:
     """The application with its outermost layer."""
 
     def __init__(
-        self, app: ASGIApp, observer: HttpObserver, *, clock: Callable[[], float] = time.perf_counter
+        self,
+        app: ASGIApp,
+        observer: HttpObserver,
+        *,
+        tracer: Tracer | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Lay the layer around an application.
+
+        Args:
+            app: The application.
+            observer: Counts requests.
+            tracer: Traces requests; ``None``: nobody does.
+            clock: Monotonic seconds.
+        """
         self._app = app
         self._observer = observer
+        self._tracer = tracer
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,18 +159,31 @@ class ObservedApp:
         exchange = _Exchange(self._app, scope, receive, send, self._clock)
         token = request_id_var.set(exchange.request_id)
         try:
+            trace = None if self._tracer is None else self._tracer.begin(scope)
+            if trace is None:
+                await self._run(exchange)
+            else:
+                await self._run_traced(exchange, trace)
+        finally:
+            request_id_var.reset(token)
+
+    async def _run(self, exchange: "_Exchange") -> None:
+        try:
             await exchange.run()
         finally:
-            record(
-                self._observer,
-                route=exchange.route,
-                method=scope["method"],
-                status=exchange.status,
-                duration_s=exchange.elapsed_s,
-                failure=exchange.failure,
-                refusal=exchange.refusal,
-            )
-            request_id_var.reset(token)
+            record(self._observer, exchange.outcome())
+
+    async def _run_traced(self, exchange: "_Exchange", trace: Trace) -> None:
+        stages: list[Stage] = []
+        stages_token, trace_token = stages_var.set(stages), trace_id_var.set(trace.trace_id)
+        try:
+            await exchange.run()
+        finally:
+            outcome = exchange.outcome()
+            record(self._observer, outcome)
+            trace.end(outcome, stages)
+            trace_id_var.reset(trace_token)
+            stages_var.reset(stages_token)
 
 
 class _Exchange:
@@ -118,6 +204,7 @@ class _Exchange:
         self._client_left = False
         self._sent_status: int | None = None
         self._is_complete = False
+        self._encode_s: float | None = None
         self.request_id = self._app_scope[REQUEST_ID] = request_id_of(scope)
 
     @property
@@ -127,6 +214,20 @@ class _Exchange:
     @property
     def route(self) -> str:
         return route_of(self._app_scope)
+
+    def outcome(self) -> Outcome:
+        """What became of it, as far as it has come."""
+        refusal = self.refusal
+        return Outcome(
+            route=self.route,
+            method=known_method(self._scope["method"]),
+            status=self.status,
+            duration_s=self.elapsed_s,
+            failure=self.failure,
+            code=self._app_scope.get(FAILURE_CODE) if refusal is None else refusal.code,
+            facts=facts_of(self._app_scope),
+            encode_s=self._encode_s,
+        )
 
     @property
     def status(self) -> int:
@@ -180,6 +281,9 @@ class _Exchange:
         if message["type"] == "http.response.start":
             # What is sent to a client that left is dropped by the server.
             self._sent_status = CLIENT_CLOSED_REQUEST if self._client_left else message["status"]
+            facts = facts_of(self._app_scope)
+            if facts is not None and facts.computed is not None:
+                self._encode_s = time.monotonic() - facts.computed.ended_s
             headers = [pair for pair in message["headers"] if pair[0].lower() != REQUEST_ID_HEADER]
             headers.append((REQUEST_ID_HEADER, self.request_id.encode()))
             headers.append((b"openai-processing-ms", str(round(self.elapsed_s * 1000)).encode()))
@@ -194,6 +298,7 @@ class _Exchange:
     async def _answer(self, error: Exception, *headers: tuple[bytes, bytes]) -> None:
         explanation = explain(error)
         self._app_scope[FAILURE_REASON] = explanation.reason
+        self._app_scope[FAILURE_CODE] = explanation.error.code
         body = msgspec.json.encode(ErrorResponse(explanation.error))
         own = [(name.encode(), value.encode()) for name, value in explanation.headers.items()]
         await self.send(
@@ -211,35 +316,64 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def record(
-    observer: HttpObserver,
-    *,
-    route: str,
-    method: str,
-    status: int,
-    duration_s: float,
-    failure: str | None,
-    refusal: Refusal | None = None,
-) -> None:
-    """Count one request, and write its line; one that the connection refused is told by its code."""
-    method = method if method in _METHODS else "other"
-    observer.observe_http(route, method, status, duration_s, failure=failure)
-    logger.log(
-        logging.DEBUG if route in _QUIET_ROUTES else logging.INFO,
-        "%s %s %d %.1f ms%s",
-        method,
-        route,
-        status,
-        duration_s * 1000,
-        f" {refusal.code}" if refusal else "",
-        extra=fields(
-            method=method,
-            route=route,
-            status=status,
-            duration_ms=round(duration_s * 1000, 1),
-            **({"code": refusal.code} if refusal else {}),
-        ),
+def record(observer: HttpObserver, outcome: Outcome) -> None:
+    """Count one request, and write its line; one that failed is told by its code."""
+    lane = None if outcome.facts is None else outcome.facts.lane
+    observer.observe_http(
+        outcome.route,
+        outcome.method,
+        outcome.status,
+        outcome.duration_s,
+        failure=outcome.failure,
+        lane=lane,
     )
+    if lane is not None and outcome.encode_s is not None:
+        observer.observe_stage("encode", outcome.encode_s, lane=lane)
+    level = logging.DEBUG if outcome.route in QUIET_ROUTES else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    logger.log(
+        level,
+        "%s %s %d %.1f ms%s",
+        outcome.method,
+        outcome.route,
+        outcome.status,
+        outcome.duration_s * 1000,
+        f" {outcome.code}" if outcome.code else "",
+        extra=fields(**_told(outcome)),
+    )
+
+
+def _told(outcome: Outcome) -> dict[str, object]:
+    """What the line of a request tells machines. All times are milliseconds."""
+    told: dict[str, object] = {
+        "method": outcome.method,
+        "route": outcome.route,
+        "status": outcome.status,
+        "duration_ms": round(outcome.duration_s * 1000, 1),
+    }
+    if outcome.facts is not None:
+        told |= {
+            "lane": outcome.facts.lane.value,
+            "model": outcome.facts.model,
+            "items": outcome.facts.num_items,
+        }
+        if (computed := outcome.facts.computed) is not None:
+            told |= {
+                "tokens": computed.num_tokens,
+                "queue_ms": round(computed.queue_s * 1000, 1),
+                "device_ms": round(computed.device_s * 1000, 1),
+            }
+    if outcome.failure is not None:
+        told["reason"] = outcome.failure
+    if outcome.code is not None:
+        told["code"] = outcome.code
+    return told
+
+
+def known_method(method: str) -> str:
+    """A method that there is; clients can make up others."""
+    return method if method in _METHODS else "other"
 
 
 def request_id_of(scope: Scope) -> str:

@@ -7,6 +7,7 @@ from litestar.connection import ASGIConnection
 
 from app.engine import Engine
 from app.inputs import known_names
+from app.live import LiveView
 from app.media import ImageIntake
 from app.metrics import Metrics
 from app.settings import Settings
@@ -22,6 +23,7 @@ class Services:
     engine: Engine
     settings: Settings
     metrics: Metrics
+    live: LiveView
     cl100k: Cl100kVocabulary
     intake: ImageIntake
     """Loads and decodes the images of requests."""

@@ -7,7 +7,9 @@ the connection is watched here for as long as the engine works on the request.
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from dataclasses import replace
+from time import monotonic
+from typing import Any, TypeVar, cast
 
 from litestar import Request
 from litestar.types import Receive
@@ -16,6 +18,7 @@ from msgspec import Struct
 from app.bodies import GatewayRequest, ignored_params, ignored_params_header
 from app.engine import Embeddings, InputRefusedError
 from app.errors import ClientGoneError, InputFailedError
+from app.facts import FACTS, Computed, RequestFacts
 from app.inputs import EmbeddingRequest
 from app.media import embed_with_images
 from app.services import Services
@@ -33,14 +36,37 @@ async def embed(request: Request[Any, Any, Any], services: Services, wanted: Emb
     """
     engine, metrics = services.engine, services.metrics
     tenant = tenant_of(request.headers)
+    facts = RequestFacts(
+        lane=wanted.lane,
+        model=engine.served_name,
+        num_items=len(wanted.inputs),
+        encoding_format=wanted.encoding_format,
+        began_s=monotonic(),
+    )
+    scope = cast("dict[str, Any]", request.scope)
+    scope[FACTS] = facts
     work = embed_with_images(engine, services.intake, wanted, tenant=tenant)
     try:
         with metrics.requests_in_flight.track_inprogress():
             embeddings = await while_connected(request.receive, work)
     except (InputRefusedError, EntryFailedError) as failure:
         raise InputFailedError(wanted.params[failure.index], failure) from failure.__cause__
+    scope[FACTS] = replace(facts, computed=computed_of(embeddings, ended_s=monotonic()))
     metrics.observe_embeddings(embeddings, lane=wanted.lane)
     return embeddings
+
+
+def computed_of(embeddings: Embeddings, *, ended_s: float) -> Computed:
+    """What is told of an answer beside its vectors."""
+    return Computed(
+        num_tokens=sum(embeddings.num_tokens),
+        num_image_tokens=sum(embeddings.num_image_tokens),
+        dimension=embeddings.rows.shape[1],
+        prepare_s=embeddings.prepare_s,
+        queue_s=embeddings.queue_s,
+        device_s=embeddings.compute_s,
+        ended_s=ended_s,
+    )
 
 
 def tenant_of(headers: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ from app.addresses import is_public_address
 _DAY_S = 86_400
 _MINUTE_MS = 60_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_HTTP_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _HOST = re.compile(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
 
@@ -215,6 +216,18 @@ class ServerSettings:
     """``debug``, ``info``, ``warning`` or ``error``."""
     log_format: Annotated[LogFormat, _choice("log-format")] = LogFormat.AUTO
     """``text``, ``json``, or ``auto``: text on a terminal, JSON elsewhere."""
+    log_file: Annotated[str | None, _SOME_TEXT] = None
+    """File to write log lines to. Default: standard error. ``auto`` is JSON there."""
+    log_file_bytes: Annotated[int, _at_least(0)] = 0
+    """Begin another log file before this one would be larger. 0: never for its size."""
+    log_file_hours: Annotated[float, _between(0, 8_784)] = 0.0
+    """Begin another log file with every so many hours, 24 at midnight UTC. 0: never for its age."""
+    log_files_kept: Annotated[int, _between(1, 10_000)] = 7
+    """Log files with earlier lines that are kept; the oldest goes first."""
+    otlp_endpoint: Annotated[
+        str | None, _text(_HTTP_URL, "the URL of a collector, such as http://127.0.0.1:4318")
+    ] = None
+    """Send traces to this OpenTelemetry collector. Default: what ``OTEL_EXPORTER_OTLP_ENDPOINT`` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Who runs next, and when. Standard library only: no torch, no HTTP, and a clock that is handed in."""
 
 from batching.batcher import Batcher
-from batching.cost import CostModel, Shape
+from batching.cost import CostFigures, CostModel, Shape
 from batching.errors import (
     BatchingError,
     DeadlineError,
@@ -22,6 +22,7 @@ from batching.types import Entry, Lane, Pass, PassReport, Slot, SubmissionOutcom
 __all__ = [
     "Batcher",
     "BatchingError",
+    "CostFigures",
     "CostModel",
     "DeadlineError",
     "DeadlineUnmeetableError",

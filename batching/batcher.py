@@ -255,6 +255,7 @@ class Batcher:
             run_s=run_s,
             device_s=outcome.device_s if has_run else 0.0,
             predicted_s=composed.predicted_s,
+            num_padding_tokens=outcome.num_padding_tokens if has_run else 0,
             oldest_wait_s=composed.oldest_wait_s,
             error=None if has_run else type(outcome).__name__,
         )

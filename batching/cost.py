@@ -62,6 +62,25 @@ class Shape:
         return cls(num_tokens=num_tokens, num_squared=num_squared, num_image_tokens=num_image_tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostFigures:
+    """What a cost model has learned, in seconds; the factor of today is in all of them."""
+
+    fixed_s: float
+    """What a pass costs before anything is in it."""
+    per_token_s: float
+    per_square_s: float
+    """For each unit of an input's squared length."""
+    per_image_token_s: float
+    """What a token that stands for an image costs beyond any other."""
+    floor_s: float
+    """What a pass costs at the very least; 0 where there is no floor."""
+    median_residual: float
+    """How much longer than predicted recent passes took, as a part of the prediction: the middle one."""
+    p99_residual: float
+    """The same: 99 of 100 took less."""
+
+
 @dataclass(slots=True)
 class _Kind:
     """The latest passes of about one shape."""
@@ -211,6 +230,18 @@ class CostModel:
             self._ordered = sorted(self._residuals)
         ordered = self._ordered
         return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+
+    def figures(self) -> CostFigures:
+        """What has been learned until now."""
+        return CostFigures(
+            fixed_s=self.fixed_s,
+            per_token_s=self._factor * self._per_token_s,
+            per_square_s=self._factor * self._per_square_s,
+            per_image_token_s=self._factor * self._per_image_token_s,
+            floor_s=self.floor_s,
+            median_residual=self.residual(0.5),
+            p99_residual=self.residual(0.99),
+        )
 
     def _remember(self, shape: Shape, device_s: float) -> None:
         kind = self._kinds.setdefault(_kind_of(shape), _Kind())

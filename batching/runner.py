@@ -13,6 +13,8 @@ class RunResult:
     """One for each payload, in order. An ``Exception`` fails its own entry and no other."""
     device_s: float
     """Time the device spent on the pass, without urgent passes that ran in the middle of it."""
+    num_padding_tokens: int = 0
+    """Tokens that were computed beside those of the payloads; 0 where nothing is padded."""
 
 
 class Runner(Protocol):

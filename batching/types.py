@@ -168,6 +168,8 @@ class PassReport:
     failed."""
     predicted_s: float
     """What the cost model said before the pass ran."""
+    num_padding_tokens: int = 0
+    """Tokens that were computed beside those of the entries, as the runner counted; 0 if it failed."""
     oldest_wait_s: float
     """How long the entry that waited longest had waited when the pass was composed."""
     error: str | None = None

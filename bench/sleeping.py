@@ -76,6 +76,9 @@ class SleepingEncoder:
             self._sleep(max(0.0, done_s - self._clock()))
         return rows_BD
 
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        return 0
+
     def _let_others_run(self) -> float:
         """Stop before a layer, where an urgent pass may run; returns the seconds that it took."""
         points = current_safepoints()

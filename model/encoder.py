@@ -62,6 +62,15 @@ class Backbone:
         with packed([len(sequence) for sequence in sequences]):
             return self._packed_states(sequences)
 
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        """Tokens that a pass of these inputs computes beside theirs."""
+        if self.is_packed:
+            return 0
+        lengths = [one.num_tokens for one in features]
+        buckets = padded_buckets(lengths, max_padded_share=self._max_padded_share)
+        num_computed = sum(len(bucket) * max(lengths[index] for index in bucket) for bucket in buckets)
+        return num_computed - sum(lengths)
+
     def choose_passes(
         self, *, max_tokens: int, special_ids: Sequence[int], vocab_size: int, may_pack: bool
     ) -> None:
@@ -184,6 +193,10 @@ class HiddenStates(Protocol):
         """Hidden states of all inputs laid end to end, ``[T, hidden]``."""
         ...
 
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        """Tokens that are computed for it beside those of the inputs."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
@@ -229,3 +242,7 @@ class TransformerEncoder:
             ``[B, D]`` in the order of ``features``; of unit length where the checkpoint normalises.
         """
         return self._layers.rows(features)
+
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        """Tokens that a pass of these inputs computes beside theirs; 0 where passes are packed."""
+        return self._layers.backbone.num_padding_tokens(features)

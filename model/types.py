@@ -73,6 +73,8 @@ class PassResult:
     """Urgent passes that ran between two blocks of this one."""
     interrupted_s: float = 0.0
     """What they took together."""
+    num_padding_tokens: int = 0
+    """Tokens that were computed beside those of the features; 0 in a packed pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

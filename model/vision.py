@@ -108,6 +108,10 @@ class TwoTowerBackbone:
             )
         return output.last_hidden_state[0]
 
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        """Tokens that a pass of these inputs computes beside theirs: never any."""
+        return 0
+
     def check_passes(self, *, vocab_size: int) -> None:
         """Compare a packed pass with the towers' own attention, input by input; then use packed passes.
 

@@ -50,14 +50,11 @@ def ready(request: Request[Any, Any, Any]) -> Response[Readiness | Unreadiness]:
     )
 
 
-@get(
-    ["/metrics", "/v1/metrics"],
-    summary="Prometheus metrics",
-    tags=TAGS,
-    sync_to_thread=False,
-)
-def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+@get(["/metrics", "/v1/metrics"], summary="Prometheus metrics", tags=TAGS)
+async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Every metric, in Prometheus' text format or in OpenMetrics, as the scraper asks."""
-    text, content_type = services_of(request).metrics.render(request.headers.get("accept", ""))
+    registry = services_of(request).metrics
+    await registry.refresh()
+    text, content_type = await registry.render(request.headers.get("accept", ""))
     # As a header: to a media type of text Litestar appends a second charset.
     return Response(text, headers={"content-type": content_type})

@@ -26,14 +26,43 @@ from app.outputs import texts_answer
 from app.routes.models import model_card
 from app.routes.translated import embed_translated, respond
 from app.services import services_of
+from app.ui import UI_PATH
 from app.wire import SimilarityResponse, TextsResponse
 
 TAGS = ["Original"]
 
 
-@get("/", summary="Status and configuration", tags=TAGS, sync_to_thread=False)
-def status(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """What is served, how far it is, and the configuration that requests meet."""
+@get(
+    "/",
+    summary="Status and configuration",
+    tags=TAGS,
+    responses={
+        303: ResponseSpec(None, description="Who prefers HTML is sent to the page.", generate_examples=False)
+    },
+    sync_to_thread=False,
+)
+def status(request: Request[Any, Any, Any]) -> Response[dict[str, Any] | None]:
+    """What is served, how far it is, and the configuration that requests meet. Browsers see a page."""
+    # Caches in between keep the two apart.
+    varies = {"vary": "accept"}
+    if prefers_html(request) and has_page(request):
+        headers = {**varies, "location": UI_PATH}
+        return Response(None, status_code=303, media_type="text/plain", headers=headers)
+    return Response(status_of(request), headers=varies)
+
+
+def prefers_html(request: Request[Any, Any, Any]) -> bool:
+    """Whether a client would rather have HTML than JSON, as browsers say; who takes anything would not."""
+    return request.accept.best_match(["application/json", "text/html"]) == "text/html"
+
+
+def has_page(request: Request[Any, Any, Any]) -> bool:
+    """Whether the page is part of this application."""
+    return any(route.path == UI_PATH for route in request.app.routes)
+
+
+def status_of(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """The facts of ``GET /``."""
     services = services_of(request)
     engine, settings = services.engine, services.settings
     state = engine.state

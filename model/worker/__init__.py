@@ -3,6 +3,7 @@
 from model.worker.inline import InlineWorker
 from model.worker.process import Backoff, ProcessWorker, WorkerState
 from model.worker.protocol import (
+    DeviceMemory,
     ImageOptions,
     LoadOptions,
     OnStage,
@@ -14,6 +15,7 @@ from model.worker.protocol import (
 
 __all__ = [
     "Backoff",
+    "DeviceMemory",
     "ImageOptions",
     "InlineWorker",
     "LoadOptions",

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.types import Features, ModelInfo
-from model.worker.protocol import LoadOptions
+from model.worker.protocol import DeviceMemory, LoadOptions
 
 MAX_HEADER_BYTES = 128 * 1024 * 1024
 """A header with a ``ModelInfo`` holds a whole tokenizer; the largest in use are below 40 MB."""
@@ -85,6 +85,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Worker to gateway: the model is loaded, passes may come."""
 
     info: ModelInfo
+    gpu_uuid: str | None = None
+    memory: DeviceMemory | None = None
+    """``None`` but on CUDA, here and below."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -107,6 +110,8 @@ class Rows(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Urgent passes that ran between two blocks of this one."""
     interrupted_s: _Seconds = 0.0
     """What they took together."""
+    num_padding_tokens: _Count = 0
+    memory: DeviceMemory | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -115,6 +120,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     pass_id: _Count
     error_type: str
     is_out_of_memory: bool
+    memory: DeviceMemory | None = None
 
 
 ToWorker = Load | Run | Stop

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from model.errors import CheckpointError, PassFailedError, PassOutOfMemoryError, WorkerDiedError
 from model.types import Features, ModelInfo, PassResult
 from model.worker.logs import one_line
-from model.worker.memory import rss_bytes
+from model.worker.memory import device_memory, gpu_uuid, rss_bytes
 from model.worker.passes import (
     DEFAULT_LOADER,
     Encoder,
@@ -51,6 +51,8 @@ class InlineWorker:
         self._answers: set[asyncio.Future[PassResult]] = set()
         """Of passes that were handed to the thread."""
         self._num_passes = 0
+        self._num_out_of_memory = 0
+        self._device_s = 0.0
 
     async def start(self, on_stage: OnStage) -> ModelInfo:
         """Load the model in the thread; returns when the first pass may come.
@@ -113,6 +115,9 @@ class InlineWorker:
         self._answers.add(answer)
         try:
             result = await answer
+        except PassOutOfMemoryError:
+            self._num_out_of_memory += 1
+            raise
         except asyncio.CancelledError:
             if self._is_stopped:
                 raise WorkerDiedError("the worker was stopped") from None
@@ -120,6 +125,7 @@ class InlineWorker:
         finally:
             self._answers.discard(answer)
         self._num_passes += 1
+        self._device_s += result.device_s
         return result
 
     async def stop(self) -> None:
@@ -138,6 +144,11 @@ class InlineWorker:
             num_restarts=0,
             num_passes=self._num_passes,
             rss_bytes=rss_bytes(),
+            device=self._options.device,
+            gpu_uuid=None if self._encoder is None else gpu_uuid(self._options.device),
+            device_s=self._device_s,
+            num_out_of_memory=self._num_out_of_memory,
+            memory=None if self._encoder is None else device_memory(self._options.device),
         )
 
     def __repr__(self) -> str:

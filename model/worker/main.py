@@ -31,6 +31,7 @@ from model.worker import frames
 from model.worker.child import EXIT_DEVICE_LOST, EXIT_LOAD_FAILED, EXIT_PROTOCOL
 from model.worker.logs import configure_logging, one_line
 from model.worker.mailbox import Mailbox, Pass
+from model.worker.memory import device_memory, gpu_uuid
 from model.worker.passes import (
     Encoder,
     Fault,
@@ -117,7 +118,8 @@ def _load(load: frames.Load, mailbox: Mailbox) -> Encoder | None:
     # them all in the middle of a pass.
     gc.collect()
     gc.freeze()
-    mailbox.send(frames.Ready(info=encoder.info))
+    device = load.options.device
+    mailbox.send(frames.Ready(info=encoder.info, gpu_uuid=gpu_uuid(device), memory=device_memory(device)))
     return encoder
 
 
@@ -214,6 +216,8 @@ class Answerer:
                 nonfinite_rows=result.nonfinite_rows,
                 num_interruptions=result.num_interruptions,
                 interrupted_s=result.interrupted_s,
+                num_padding_tokens=result.num_padding_tokens,
+                memory=device_memory(self._device),
             )
             return rows, result.rows.reshape(-1).view(np.uint8).data
         if fault is Fault.DEVICE_LOST:
@@ -223,7 +227,12 @@ class Answerer:
         if is_out_of_memory:  # here, not above: the exception's traceback holds the tensors of the pass
             gc.collect()
             release_memory(self._device)
-        failed = frames.Failed(pass_id=one.pass_id, error_type=error_type, is_out_of_memory=is_out_of_memory)
+        failed = frames.Failed(
+            pass_id=one.pass_id,
+            error_type=error_type,
+            is_out_of_memory=is_out_of_memory,
+            memory=device_memory(self._device),
+        )
         return failed, memoryview(b"")
 
 

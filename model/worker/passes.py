@@ -34,6 +34,10 @@ class Encoder(Protocol):
         """Run one pass: ``[B, D]``, in the order of the features."""
         ...
 
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        """Tokens that a pass of these inputs computes beside theirs."""
+        ...
+
 
 Loader = Callable[[LoadOptions, OnStage], Encoder]
 
@@ -104,6 +108,7 @@ def run_pass(
         nonfinite_rows=tuple(np.flatnonzero(~is_finite).tolist()),
         num_interruptions=interruptions.count,
         interrupted_s=interruptions.total_s,
+        num_padding_tokens=encoder.num_padding_tokens(features),
     )
 
 

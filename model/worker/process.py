@@ -33,7 +33,7 @@ from model.worker.child import Child, describe_exit
 from model.worker.memory import rss_bytes
 from model.worker.outstanding import Job, Outstanding
 from model.worker.passes import DEFAULT_LOADER
-from model.worker.protocol import LoadOptions, OnStage, WorkerStatistics
+from model.worker.protocol import DeviceMemory, LoadOptions, OnStage, WorkerStatistics
 
 _EXIT_GRACE_S = 1.0
 """A process whose socket has ended is gone within milliseconds, or it is killed."""
@@ -137,8 +137,14 @@ class ProcessWorker:
         self._pass_ids = itertools.count(1)
         self._num_deaths = 0
         """Since the last good pass."""
+        # Counted here and not in the process: they go on when another one takes its place.
         self._num_restarts = 0
         self._num_passes = 0
+        self._num_out_of_memory = 0
+        self._device_s = 0.0
+        self._gpu_uuid: str | None = None
+        self._memory: DeviceMemory | None = None
+        """Of the process that lives now."""
 
     @property
     def state(self) -> WorkerState:
@@ -238,6 +244,11 @@ class ProcessWorker:
             num_passes=self._num_passes,
             # Read when asked for: with torch loaded it takes 150 us, too much for every pass.
             rss_bytes=None if pid is None else rss_bytes(pid),
+            device=self._options.device,
+            gpu_uuid=self._gpu_uuid,
+            device_s=self._device_s,
+            num_out_of_memory=self._num_out_of_memory,
+            memory=self._memory,
         )
 
     def __repr__(self) -> str:
@@ -275,7 +286,7 @@ class ProcessWorker:
         child = self._spawn()
         self._child = child
         try:
-            self._become_ready(child, (await self._load(child, on_stage)).info)
+            self._become_ready(child, await self._load(child, on_stage))
             await self._serve(child)
         except asyncio.CancelledError:
             # Only an idle process listens; one that loads or computes would let the grace pass in vain.
@@ -290,7 +301,7 @@ class ProcessWorker:
             await child.kill()
             raise
         finally:
-            self._child = None
+            self._child = self._memory = None
             child.discard()
 
     def _spawn(self) -> Child:
@@ -335,7 +346,8 @@ class ProcessWorker:
             ) from None
         return message
 
-    def _become_ready(self, child: Child, info: ModelInfo) -> None:
+    def _become_ready(self, child: Child, ready: frames.Ready) -> None:
+        info = ready.info
         if self._info is None:
             self._info = info
         elif info.fingerprint != self._info.fingerprint:
@@ -347,6 +359,7 @@ class ProcessWorker:
             )
         if self._state is WorkerState.RESTARTING:
             log.warning("the worker is ready again (pid %d)", child.pid)
+        self._gpu_uuid, self._memory = ready.gpu_uuid, ready.memory
         self._enter(WorkerState.READY)
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(info)
@@ -383,13 +396,16 @@ class ProcessWorker:
         job = self._outstanding.find(message.pass_id)
         if job is None:
             raise frames.FrameError(f"pass {message.pass_id} was answered, but is not out")
+        self._memory = message.memory
         if isinstance(message, frames.Failed):
             error_class = PassOutOfMemoryError if message.is_out_of_memory else PassFailedError
+            self._num_out_of_memory += message.is_out_of_memory
             job.fail(error_class(f"the encoder raised {message.error_type} in {job}"))
         else:
             job.succeed(self._result(job, message, body))
             self._num_deaths = 0
             self._num_passes += 1
+            self._device_s += message.device_s
         self._outstanding.remove(job, now_s=asyncio.get_running_loop().time())
         if not self._outstanding:
             self._enter(WorkerState.READY)
@@ -405,6 +421,7 @@ class ProcessWorker:
             nonfinite_rows=rows.nonfinite_rows,
             num_interruptions=rows.num_interruptions,
             interrupted_s=rows.interrupted_s,
+            num_padding_tokens=rows.num_padding_tokens,
         )
 
     def _wind_watchdog(self) -> None:

@@ -72,6 +72,18 @@ class LoadOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """What torch holds of a CUDA device's memory, as its allocator counts."""
+
+    allocated_bytes: int
+    """In tensors."""
+    reserved_bytes: int
+    """Taken from the driver: in tensors, or kept for those to come."""
+    peak_allocated_bytes: int
+    """The most that was in tensors at once since the process started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatistics:
     """What a worker tells of itself, read at any time."""
 
@@ -81,6 +93,16 @@ class WorkerStatistics:
     num_passes: int
     rss_bytes: int | None
     """Resident memory of the process, shared pages included."""
+    device: str = "cpu"
+    """Where it computes, as in ``LoadOptions.device``."""
+    gpu_uuid: str | None = None
+    """Which card that is, as NVML names it. ``None``: it is no card, or the worker has not loaded."""
+    device_s: float = 0.0
+    """Device time of the passes that gave rows, of all processes that the worker had."""
+    num_out_of_memory: int = 0
+    """Passes that did not fit."""
+    memory: DeviceMemory | None = None
+    """After the latest answer. ``None``: it has no CUDA device, or has not loaded."""
 
 
 OnStage = Callable[[str], None]

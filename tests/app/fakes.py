@@ -25,9 +25,9 @@ from app.engine import (
 )
 from app.main import create_app
 from app.metrics import Metrics
-from app.observe import ObservedApp
+from app.observe import ObservedApp, Tracer
 from app.settings import Settings
-from batching import Lane, LaneLoad, LaneStatistics, Limits, SchedulerStatistics
+from batching import CostModel, Lane, LaneLoad, LaneStatistics, Limits, SchedulerStatistics
 from model import EmbeddingInput, ImageInputs, ImageSpec, ImageTokens, ModelInfo, PromptTemplate
 from model.images import DecoderStatistics
 from model.images.spec import ResizeRule
@@ -202,6 +202,8 @@ class FakeEngine:
             num_items=12,
             num_tokens=90,
             device_s=0.5,
+            load_s=12.5,
+            cost=CostModel().figures(),
         )
 
 
@@ -235,8 +237,10 @@ class Gateway:
         settings: Settings | None = None,
         *,
         metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.engine = engine or FakeEngine()
+        self.tracer = tracer
         self.metrics = metrics or Metrics()
         self.settings = settings or Settings()
         self.app: Litestar = create_app(cast("Engine", self.engine), self.settings, self.metrics)
@@ -273,7 +277,7 @@ class Gateway:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 answered.set()
 
-        await ObservedApp(cast("Any", self.app), self.metrics)(
+        await ObservedApp(cast("Any", self.app), self.metrics, tracer=self.tracer)(
             http_scope(method, path, headers or {}), receive, send
         )
         return Answer(
@@ -294,7 +298,7 @@ class Gateway:
     ) -> Answer:
         return await self.post("/v1/embeddings", {"model": "tiny", "input": given, **fields}, headers)
 
-    def sample(self, name: str, **labels: str) -> float | None:
+    def sample(self, name: str, /, **labels: str) -> float | None:
         """The value of a metric now."""
         return self.metrics.registry.get_sample_value(name, labels)
 

@@ -14,6 +14,7 @@ import uvloop
 from app.observe import ASGIApp, ObservedApp
 from app.server import Server, bind_socket, build_server
 from app.settings import ServerSettings
+from batching import Lane
 
 
 @dataclass
@@ -25,13 +26,23 @@ class Recorder:
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
     def observe_http(
-        self, route: str, method: str, status: int, duration_s: float, *, failure: str | None
+        self,
+        route: str,
+        method: str,
+        status: int,
+        duration_s: float,
+        *,
+        failure: str | None,
+        lane: Lane | None,
     ) -> None:
         assert duration_s >= 0
         with self.arrived:
             self.failures.append(failure)
             self.seen.append((route, method, status))
             self.arrived.notify_all()
+
+    def observe_stage(self, stage: str, duration_s: float, *, lane: Lane) -> None:
+        assert duration_s >= 0
 
     def wait_for(self, expected: tuple[str, str, int]) -> None:
         """Return once it was told; the answer may reach the client before the count is made."""

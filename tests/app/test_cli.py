@@ -48,7 +48,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    for command in ("serve", "check", "healthcheck", "pull", "--version"):
+    for command in ("serve", "check", "healthcheck", "pull", "top", "--version"):
         assert command in done.stdout
 
 
@@ -86,7 +86,7 @@ def test_the_version_is_the_distributions():
 
 def test_an_unknown_command_is_one_line_with_a_suggestion(capsys: pytest.CaptureFixture[str]):
     assert run(["srve"]) == 2
-    line = 'laneway: Unknown command "srve". Did you mean "serve"? Available commands: serve, check, healthcheck, pull.\n'
+    line = 'laneway: Unknown command "srve". Did you mean "serve"? Available commands: serve, check, healthcheck, pull, top.\n'
     assert capsys.readouterr().err == line
 
 

@@ -88,6 +88,7 @@ def test_the_banner_has_all_that_a_first_request_needs():
         "  reads    texts\n",
         "  runs on  cpu in float32, 2 workers, packed passes\n",
         "  limits   2,048 inputs, 300,000 tokens, 64 MiB a request\n",
+        "  live     http://127.0.0.1:8000/ui, or laneway top\n",
         "  docs     http://127.0.0.1:8000/docs\n",
         "  metrics  http://127.0.0.1:8000/metrics\n",
         """-d '{"model": "all-MiniLM-L6-v2", "input": "Hello, world"}'\n""",

@@ -223,7 +223,10 @@ async def test_what_was_embedded_is_counted_by_lane():
     assert gateway.sample("laneway_items_total", **labels) == 2
     assert gateway.sample("laneway_tokens_total", **labels) == 3
     assert gateway.sample("laneway_request_items_sum", model="tiny") == 2
-    assert gateway.sample("laneway_stage_duration_seconds_sum", model="tiny", stage="queue") == 0.0015
+    assert (
+        gateway.sample("laneway_stage_duration_seconds_sum", model="tiny", lane="document", stage="queue")
+        == 0.0015
+    )
 
 
 async def test_what_an_sdk_sends_again_is_counted():

@@ -120,7 +120,7 @@ def intake(
     loader: FakeLoader | None = None,
     engine: FakeEngine | None = None,
     *,
-    observe: Callable[[str, float], None] = lambda *_: None,
+    observe: Callable[..., None] = lambda *_, **__: None,
     **settings: Any,
 ) -> ImageIntake:
     return ImageIntake(
@@ -219,10 +219,10 @@ async def test_why_an_image_was_refused_is_logged_and_not_what_was_in_it(caplog:
 
 
 async def test_loading_and_decoding_are_timed_apart():
-    told: list[str] = []
-    images = intake(observe=lambda stage, _seconds: told.append(stage))
+    told: list[tuple[str, Lane]] = []
+    images = intake(observe=lambda stage, _seconds, lane: told.append((stage, lane)))
     await entered(images, request(data("a")))
-    assert told == ["load_images", "decode_images"]
+    assert told == [("fetch", Lane.DOCUMENT), ("decode", Lane.DOCUMENT)]
 
 
 # Memory ----------------------------------------------------------------------------------------------------

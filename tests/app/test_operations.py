@@ -101,7 +101,7 @@ def test_passes_are_counted_by_size_and_device_time():
 
 def test_requests_are_counted_by_route_method_and_status():
     metrics = Metrics()
-    metrics.observe_http("/v1/embeddings", "POST", 200, 0.004, failure=None)
+    metrics.observe_http("/v1/embeddings", "POST", 200, 0.004, failure=None, lane=None)
     sample = metrics.registry.get_sample_value
     labels = {"route": "/v1/embeddings", "method": "POST", "status": "200"}
     assert sample("laneway_http_requests_total", labels) == 1
@@ -111,7 +111,7 @@ def test_requests_are_counted_by_route_method_and_status():
 
 def test_a_failure_is_counted_with_its_request():
     metrics = Metrics()
-    metrics.observe_http("unmatched", "other", 431, 0.0, failure="too_long")
+    metrics.observe_http("unmatched", "other", 431, 0.0, failure="too_long", lane=None)
     assert metrics.registry.get_sample_value("laneway_request_failures_total", {"reason": "too_long"}) == 1
 
 
@@ -137,7 +137,7 @@ async def test_a_readiness_probe_that_says_no_is_no_failed_request():
 def test_two_applications_in_one_process_count_for_themselves():
     """A global registry makes the second one an error, and tests depend on each other."""
     first, second = Metrics(), Metrics()
-    first.observe_http("/", "GET", 200, 0.1, failure=None)
+    first.observe_http("/", "GET", 200, 0.1, failure=None, lane=None)
     labels = {"route": "/", "method": "GET", "status": "200"}
     assert second.registry.get_sample_value("laneway_http_requests_total", labels) is None
 

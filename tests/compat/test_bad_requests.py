@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.app.running import Client, Reply
-from tests.compat.conftest import RunningServer
+from tests.servers import RunningServer
 
 GOOD = b'{"model": "all-MiniLM-L6-v2", "input": "a good request"}'
 

@@ -9,7 +9,8 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from openai import AsyncOpenAI, OpenAI
 from sentence_transformers import SentenceTransformer
 
-from tests.compat.conftest import RunningServer, assert_same_vectors
+from tests.compat.conftest import assert_same_vectors
+from tests.servers import RunningServer
 
 MODEL = "all-MiniLM-L6-v2"
 TEXTS = [

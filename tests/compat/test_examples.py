@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.conftest import RunningServer
+from tests.servers import RunningServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

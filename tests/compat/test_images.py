@@ -19,8 +19,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.compat.conftest import GOLDEN_CHECKPOINT, RunningServer, start_server
 from tests.model.images import corpus
+from tests.servers import GOLDEN_CHECKPOINT, RunningServer, start_server
 
 DATA = Path(__file__).parents[1] / "data"
 REFERENCE = json.loads((DATA / "gme_reference" / "reference.json").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.conftest import LANEWAY, RunningServer
+from tests.servers import LANEWAY, RunningServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

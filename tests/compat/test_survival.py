@@ -9,7 +9,8 @@ import psutil
 from openai import OpenAI
 from sentence_transformers import SentenceTransformer
 
-from tests.compat.conftest import RunningServer, assert_same_vectors, start_server, wait_until_ready
+from tests.compat.conftest import assert_same_vectors
+from tests.servers import RunningServer, start_server, wait_until_ready
 
 MODEL = "all-MiniLM-L6-v2"
 

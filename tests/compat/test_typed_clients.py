@@ -14,7 +14,8 @@ import pytest
 import voyageai
 from sentence_transformers import SentenceTransformer
 
-from tests.compat.conftest import RunningServer, assert_same_vectors
+from tests.compat.conftest import assert_same_vectors
+from tests.servers import RunningServer
 
 MODEL = "all-MiniLM-L6-v2"
 TINY_GME = "tiny-gme"

@@ -125,6 +125,22 @@ def test_padding_on_request_gives_the_same_vectors(
     assert np.abs(embed(padded, TEXTS) - embed(minilm, TEXTS)).max() <= TOLERANCE
 
 
+def test_what_padding_costs_is_what_the_model_computes_beside_the_inputs(
+    minilm: TransformerEncoder, minilm_folder: Path, load_from: Callable[..., TransformerEncoder]
+) -> None:
+    padded = load_from(minilm_folder, pad_passes=True)
+    features = Preparer(padded.info).prepare([EmbeddingInput(text=text) for text in TEXTS])
+    computed: list[int] = []
+    transformer = padded._layers.backbone._transformer
+    transformer.register_forward_pre_hook(
+        lambda _module, _args, given: computed.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    padded.encode(features)
+    num_padding = sum(computed) - sum(one.num_tokens for one in features)
+    assert padded.num_padding_tokens(features) == num_padding > 0
+    assert minilm.num_padding_tokens(features) == 0
+
+
 def test_half_precision_stays_close_to_single(
     minilm: TransformerEncoder, minilm_folder: Path, load_from: Callable[..., TransformerEncoder]
 ) -> None:

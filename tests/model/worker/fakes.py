@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,10 @@ UNTIL_TOLD = 9009
 OUT_OF_MEMORY_INSIDE = 9010
 """Does not fit in the middle of another pass, but fits alone."""
 SECRET = "the very text of the input"
+
+CARD = "6b3a34f3-65b1-d0f0-7f4c-6ac2a8e9f2c4"
+ALLOCATED_BYTES, PEAK_BYTES, RESERVED_BYTES = 300, 500, 700
+"""What the stand-in for torch tells of its device."""
 
 RUNNING = "running"
 """A FIFO that gets a byte when a pass has begun to hang or to wait."""
@@ -77,6 +81,11 @@ class FakeEncoder:
             return self._encode(features)
         finally:
             self._depth -= 1
+
+    def num_padding_tokens(self, features: Sequence[Features]) -> int:
+        """As if all were padded to the longest."""
+        lengths = [one.num_tokens for one in features]
+        return len(lengths) * max(lengths) - sum(lengths)
 
     def _encode(self, features: Sequence[Features]) -> npt.NDArray[np.float32]:
         rows = [fake_row(one) for one in features]
@@ -147,6 +156,17 @@ def torch_with_a_lost_device() -> ModuleType:
         @staticmethod
         def synchronize(device: str) -> None:
             raise RuntimeError(f"CUDA error on {device}: device-side assert triggered")
+
+        @staticmethod
+        def memory_stats_as_nested_dict(device: str) -> dict[str, dict[str, dict[str, int]]]:
+            return {
+                "allocated_bytes": {"all": {"current": ALLOCATED_BYTES, "peak": PEAK_BYTES}},
+                "reserved_bytes": {"all": {"current": RESERVED_BYTES, "peak": RESERVED_BYTES}},
+            }
+
+        @staticmethod
+        def get_device_properties(device: str) -> SimpleNamespace:
+            return SimpleNamespace(uuid=CARD)
 
     torch = ModuleType("torch")
     torch.OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})

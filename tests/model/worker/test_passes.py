@@ -46,6 +46,8 @@ def test_rows_in_another_memory_order_are_put_straight(encoder):
         def encode(self, features):
             return np.asfortranarray(encoder.encode(features))
 
+        num_padding_tokens = encoder.num_padding_tokens
+
     result = run_pass(Transposing(), [features_of(1, 2), features_of(3)])
     assert result.rows.flags.c_contiguous
     assert result.rows.tolist() == [[1, 2, 0, 3], [3, 1, 0, 3]]

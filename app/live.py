@@ -1,0 +1,409 @@
+"""The last seconds: what the page and ``laneway top`` show, once a second.
+
+Laws: it is told what the metrics are told, and keeps counts of whole seconds, never a request; a reading
+looks at complete seconds only, so that a rate does not depend on when in a second it is asked for. What waits
+is read from the engine when it is asked for, so it cannot drift.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from app.engine import Embeddings, Engine, EngineNotReadyError, EngineStatistics
+from app.gpus import GpuReading
+from batching import Lane, PassReport
+
+WINDOW_S = 10
+"""Seconds that rates and latencies are taken over."""
+
+# Latencies are counted in classes that are 2 % wide, and 20 us where that is more: a quantile is right within
+# half of it, and costs the same at any load. An answer that takes a day is in class 923.
+_CLASSES_PER_E = 1 / math.log(1.02)
+_LINEAR_S = 1e-3
+# What watches would show itself as traffic.
+_WATCHING_ROUTES = frozenset({
+    "/live", "/metrics", "/v1/metrics", "/stats", "/ui", "/ui/{name}", "/docs", "/docs/{name}",
+    "/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/schema/openapi.json",
+})  # fmt: skip
+
+
+# What is shown ---------------------------------------------------------------------------------------------
+
+
+class LiveModel(Struct, frozen=True, kw_only=True):
+    """The served model, in the few facts that fit into a head line."""
+
+    name: str
+    aliases: tuple[str, ...]
+    source: str
+    dimension: int
+    max_tokens: int
+    modalities: tuple[str, ...]
+    dtype: str
+    device: str
+    fingerprint: str
+
+
+class LiveLane(Struct, frozen=True, kw_only=True):
+    """One lane: what waits now, and what went through in the last seconds."""
+
+    waiting_items: int = 0
+    waiting_tokens: int = 0
+    oldest_age_s: float = 0.0
+    backlog_s: float = 0.0
+    """How long all devices together need for what waits."""
+    running_items: int = 0
+    requests_per_s: float = 0.0
+    items_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    p50_ms: float | None = None
+    """Of whole answers, from a request's head to the last byte; ``None``: there were none."""
+    p99_ms: float | None = None
+
+
+class LiveLanes(Struct, frozen=True, kw_only=True):
+    """The lanes by name."""
+
+    query: LiveLane
+    document: LiveLane
+    batch: LiveLane
+
+
+class LiveDevice(Struct, frozen=True, kw_only=True):
+    """All workers together."""
+
+    busy_ratio: float
+    """Part of the workers' time that was spent on passes that have ended."""
+    num_workers: int
+    num_ready_workers: int
+    passes_per_s: float
+    tokens_per_pass: float
+    interruptions_per_s: float
+    """Passes that were allowed to break into another."""
+
+
+class LiveHttp(Struct, frozen=True, kw_only=True):
+    """Requests of all kinds but those that watch: of this view, of metrics, of health, and of pages."""
+
+    requests_per_s: float
+    errors_per_s: float
+    """Of these, answered with 400 or more, or left by their client."""
+    in_flight: int
+    """Embedding requests between their decoded body and their answer."""
+
+
+class LiveGpu(Struct, frozen=True, kw_only=True):
+    """One GPU; what its driver does not tell is ``None``."""
+
+    index: int
+    name: str
+    utilization_ratio: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+
+
+class LiveSnapshot(Struct, frozen=True, kw_only=True):
+    """The answer of ``GET /live``."""
+
+    time_s: float
+    """Unix time of the reading."""
+    uptime_s: float
+    version: str
+    state: str
+    """``ready``, or the stage that the model is in."""
+    window_s: int
+    """Complete seconds that rates and latencies are taken over."""
+    model: LiveModel | None
+    """``None``: it is not loaded."""
+    lanes: LiveLanes
+    device: LiveDevice
+    http: LiveHttp
+    gpus: tuple[LiveGpu, ...]
+
+
+# What is kept ----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _LaneSecond:
+    num_requests: int = 0
+    num_items: int = 0
+    num_tokens: int = 0
+    answers: dict[int, int] = field(default_factory=dict[int, int])
+    """Answers by class of latency."""
+
+
+@dataclass(slots=True)
+class _Second:
+    """What happened in one second of the clock."""
+
+    number: int
+    num_requests: int = 0
+    num_errors: int = 0
+    num_passes: int = 0
+    num_pass_tokens: int = 0
+    num_interruptions: int = 0
+    device_s: float = 0.0
+    lanes: dict[Lane, _LaneSecond] = field(default_factory=lambda: {lane: _LaneSecond() for lane in Lane})
+
+
+class _Ring:
+    """The last seconds, each in the place of the one that is too old to be asked for."""
+
+    def __init__(self, window_s: int) -> None:
+        self._window_s = window_s
+        self._seconds = [_Second(-1) for _ in range(window_s + 1)]
+
+    def at(self, number: int) -> _Second:
+        """The second of that number, begun if it is new."""
+        place = number % len(self._seconds)
+        second = self._seconds[place]
+        if second.number != number:
+            second = self._seconds[place] = _Second(number)
+        return second
+
+    def before(self, number: int) -> Iterator[_Second]:
+        """The complete seconds of the window that ends before that one; those without events are left out."""
+        for second in self._seconds:
+            if number - self._window_s <= second.number < number:
+                yield second
+
+
+class LiveView:
+    """Owns the last seconds. The event loop tells it everything, and asks it."""
+
+    def __init__(
+        self,
+        *,
+        version: str = "unknown",
+        read_gpus: Callable[[], Sequence[LiveGpu]] = tuple,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            version: Of the program.
+            read_gpus: The GPUs as they were last read; it must not wait for them.
+            clock: Monotonic seconds.
+            unix_clock: Seconds since 1970.
+        """
+        self._version = version
+        self._read_gpus = read_gpus
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._started_s = clock()
+        self._ring = _Ring(WINDOW_S)
+        self._engine: Engine | None = None
+        self._aliases: tuple[str, ...] = ()
+        self._num_in_flight: Callable[[], int] = int
+
+    def __repr__(self) -> str:
+        """How much it saw lately."""
+        seconds = list(self._ring.before(int(self._clock())))
+        return f"<LiveView: {sum(second.num_requests for second in seconds)} requests in {WINDOW_S} s>"
+
+    def watch(self, engine: Engine, *, aliases: Sequence[str], num_in_flight: Callable[[], int]) -> None:
+        """Read this engine's state and queues in every snapshot.
+
+        Args:
+            engine: It need not have been started.
+            aliases: The other names that its model answers to.
+            num_in_flight: Embedding requests that are being worked on.
+        """
+        self._engine = engine
+        self._aliases = tuple(aliases)
+        self._num_in_flight = num_in_flight
+
+    def observe_http(
+        self,
+        route: str,
+        method: str,
+        status: int,
+        duration_s: float,
+        *,
+        failure: str | None,
+        lane: Lane | None,
+    ) -> None:
+        """Count one request, and how long its answer took, if it was an answer and of a lane."""
+        if route in _WATCHING_ROUTES:
+            return
+        second = self._ring.at(int(self._clock()))
+        second.num_requests += 1
+        if status >= 400:
+            second.num_errors += 1
+        if lane is None:
+            return
+        of_lane = second.lanes[lane]
+        of_lane.num_requests += 1
+        if status < 400:
+            # Only answers: a lane that refuses would look fast.
+            latency = _latency_class(duration_s)
+            of_lane.answers[latency] = of_lane.answers.get(latency, 0) + 1
+
+    def observe_embeddings(self, embeddings: Embeddings, *, lane: Lane) -> None:
+        """Count what one request was given."""
+        of_lane = self._ring.at(int(self._clock())).lanes[lane]
+        of_lane.num_items += len(embeddings.num_tokens)
+        of_lane.num_tokens += sum(embeddings.num_tokens)
+
+    def observe_pass(self, report: PassReport) -> None:
+        """Count one pass that brought rows, in the second it ended; its device time in those it ran in."""
+        if report.error is not None:
+            return
+        now_s = self._clock()
+        second = self._ring.at(int(now_s))
+        second.num_passes += 1
+        second.num_pass_tokens += sum(report.num_tokens.values())
+        second.num_interruptions += report.may_interrupt
+        self._spread(report.device_s, until_s=now_s)
+
+    def _spread(self, device_s: float, *, until_s: float) -> None:
+        # A pass of many seconds, as large images take on a CPU, would look like an idle device and then like
+        # one that does the impossible.
+        begun_s = max(until_s - min(device_s, WINDOW_S), 0.0)
+        while until_s > begun_s:
+            # The second that ends here; a moment on the border belongs to the one before it.
+            number = math.ceil(until_s) - 1
+            from_s = max(begun_s, number)
+            self._ring.at(number).device_s += until_s - from_s
+            until_s = from_s
+
+    def snapshot(self) -> LiveSnapshot:
+        """The reading of this moment; half a millisecond with two workers, nearly all of it their memory."""
+        now_s = self._clock()
+        seconds = list(self._ring.before(int(now_s)))
+        # A server that began four seconds ago has no rate over ten.
+        over_s = min(WINDOW_S, max(1, int(now_s) - int(self._started_s)))
+        statistics = self._statistics()
+        return LiveSnapshot(
+            time_s=self._unix_clock(),
+            uptime_s=now_s - self._started_s,
+            version=self._version,
+            state="starting" if self._engine is None else self._engine.state.stage,
+            window_s=WINDOW_S,
+            model=self._model(),
+            lanes=LiveLanes(
+                query=_read_lane(Lane.QUERY, seconds, statistics, over_s=over_s),
+                document=_read_lane(Lane.DOCUMENT, seconds, statistics, over_s=over_s),
+                batch=_read_lane(Lane.BATCH, seconds, statistics, over_s=over_s),
+            ),
+            device=_read_device(seconds, statistics, over_s=over_s),
+            http=LiveHttp(
+                requests_per_s=sum(second.num_requests for second in seconds) / over_s,
+                errors_per_s=sum(second.num_errors for second in seconds) / over_s,
+                in_flight=self._num_in_flight(),
+            ),
+            gpus=tuple(self._read_gpus()),
+        )
+
+    def _statistics(self) -> EngineStatistics | None:
+        try:
+            return None if self._engine is None else self._engine.statistics()
+        except EngineNotReadyError:
+            return None
+
+    def _model(self) -> LiveModel | None:
+        if self._engine is None:
+            return None
+        try:
+            info = self._engine.info
+        except EngineNotReadyError:
+            return None
+        return LiveModel(
+            name=self._engine.served_name,
+            aliases=self._aliases,
+            source=info.source,
+            dimension=info.dimension,
+            max_tokens=info.max_tokens,
+            modalities=info.modalities,
+            dtype=info.dtype,
+            device=info.device,
+            fingerprint=info.fingerprint,
+        )
+
+
+def live_gpus(readings: Iterable[GpuReading]) -> list[LiveGpu]:
+    """What the driver told of each GPU, as it is shown."""
+    return [
+        LiveGpu(
+            index=gpu.index,
+            name=gpu.name,
+            utilization_ratio=gpu.utilization_ratio,
+            memory_used_bytes=gpu.memory_used_bytes,
+            memory_total_bytes=gpu.memory_total_bytes,
+            power_watts=gpu.power_watts,
+            temperature_celsius=gpu.temperature_celsius,
+        )
+        for gpu in readings
+    ]
+
+
+def _read_lane(
+    lane: Lane, seconds: Sequence[_Second], statistics: EngineStatistics | None, *, over_s: int
+) -> LiveLane:
+    parts = [second.lanes[lane] for second in seconds]
+    answers: dict[int, int] = {}
+    for part in parts:
+        for latency, count in part.answers.items():
+            answers[latency] = answers.get(latency, 0) + count
+    rates = LiveLane(
+        requests_per_s=sum(part.num_requests for part in parts) / over_s,
+        items_per_s=sum(part.num_items for part in parts) / over_s,
+        tokens_per_s=sum(part.num_tokens for part in parts) / over_s,
+        p50_ms=_quantile_ms(answers, 0.5),
+        p99_ms=_quantile_ms(answers, 0.99),
+    )
+    if statistics is None:
+        return rates
+    state = statistics.scheduler.lanes[lane]
+    return LiveLane(
+        waiting_items=state.num_waiting,
+        waiting_tokens=state.num_waiting_tokens,
+        oldest_age_s=state.oldest_wait_s,
+        backlog_s=state.waiting_s,
+        running_items=state.num_running,
+        requests_per_s=rates.requests_per_s,
+        items_per_s=rates.items_per_s,
+        tokens_per_s=rates.tokens_per_s,
+        p50_ms=rates.p50_ms,
+        p99_ms=rates.p99_ms,
+    )
+
+
+def _read_device(
+    seconds: Sequence[_Second], statistics: EngineStatistics | None, *, over_s: int
+) -> LiveDevice:
+    workers = () if statistics is None else statistics.workers
+    num_passes = sum(second.num_passes for second in seconds)
+    num_tokens = sum(second.num_pass_tokens for second in seconds)
+    device_s = sum(second.device_s for second in seconds)
+    return LiveDevice(
+        # Passes end in one second and are told in the next: a full device may seem a little more than full.
+        busy_ratio=min(1.0, device_s / (over_s * len(workers))) if workers else 0.0,
+        num_workers=len(workers),
+        num_ready_workers=sum(worker.is_ready for worker in workers),
+        passes_per_s=num_passes / over_s,
+        tokens_per_pass=num_tokens / num_passes if num_passes else 0.0,
+        interruptions_per_s=sum(second.num_interruptions for second in seconds) / over_s,
+    )
+
+
+def _latency_class(latency_s: float) -> int:
+    return round(math.log1p(latency_s / _LINEAR_S) * _CLASSES_PER_E)
+
+
+def _quantile_ms(answers: dict[int, int], quantile: float) -> float | None:
+    """The latency that so many answers were not slower than; ``None`` where there was no answer."""
+    # The nearest rank: the 99th of 100, the slowest of two.
+    rank = math.ceil(quantile * sum(answers.values()))
+    for latency in sorted(answers):
+        rank -= answers[latency]
+        if rank <= 0:
+            return math.expm1(latency / _CLASSES_PER_E) * _LINEAR_S * 1000
+    return None

@@ -1,0 +1,364 @@
+"""Every metric there is: its name, its type, its labels, and what it says.
+
+Laws: base units and ``_total`` names (https://prometheus.io/docs/practices/naming/); labels come from closed
+sets, which ``LABELS`` names, and never from what a client wrote. What is not named here is not exported, and
+``docs/metrics.md`` is made of what is.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LATENCY_BUCKETS_S = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+SIZE_BUCKETS = tuple(float(2**power) for power in range(12))
+"""1 to 2048: inputs of a request, entries of a pass."""
+TOKEN_BUCKETS = tuple(float(2**power) for power in range(3, 16))
+"""8 to 32768: tokens of an input or of a pass."""
+RATIO_BUCKETS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 4.0)
+PADDING_BUCKETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+
+
+class Kind(StrEnum):
+    """Prometheus' types, as far as they are used."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A metric: all series of one name."""
+
+    kind: Kind
+    name: str
+    """As it is exported; the series of a histogram have ``_bucket``, ``_sum`` or ``_count`` behind it."""
+    text: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    """Upper bounds, of a histogram."""
+
+
+@dataclass(slots=True)
+class Section:
+    """Families that belong together, in order."""
+
+    title: str
+    families: list[Family] = field(default_factory=list[Family])
+
+    def counter(self, name: str, text: str, *labels: str) -> Family:
+        """Add what only grows."""
+        return self._add(Family(kind=Kind.COUNTER, name=name, text=text, labels=labels))
+
+    def gauge(self, name: str, text: str, *labels: str) -> Family:
+        """Add what goes up and down."""
+        return self._add(Family(kind=Kind.GAUGE, name=name, text=text, labels=labels))
+
+    def histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> Family:
+        """Add what is distributed."""
+        return self._add(Family(kind=Kind.HISTOGRAM, name=name, text=text, labels=labels, buckets=buckets))
+
+    def _add(self, family: Family) -> Family:
+        self.families.append(family)
+        return family
+
+
+# Requests --------------------------------------------------------------------------------------------------
+
+_requests = Section("Requests")
+
+HTTP_REQUESTS = _requests.counter(
+    "laneway_http_requests_total",
+    "Requests answered. Route is the path template, 'unmatched' where none fits.",
+    "route", "method", "status",
+)  # fmt: skip
+HTTP_REQUEST_DURATION = _requests.histogram(
+    "laneway_http_request_duration_seconds",
+    "Time from a request's head to the last byte of its answer.",
+    "route", "status_class",
+    buckets=LATENCY_BUCKETS_S,
+)  # fmt: skip
+REQUEST_DURATION = _requests.histogram(
+    "laneway_request_duration_seconds",
+    "Time from head to last byte of the answer, of requests whose inputs came to a lane; the setting "
+    "query_slo_ms is one of its bounds.",
+    "model", "lane", "status_class",
+    buckets=LATENCY_BUCKETS_S,
+)  # fmt: skip
+STAGE_DURATION = _requests.histogram(
+    "laneway_stage_duration_seconds",
+    "Where a request's time went. Fetch: loading its images; decode: reading their pixels; prepare: making "
+    "tokens; queue: the longest wait of its inputs; inference: device time of the passes they ran in; "
+    "encode: from its vectors to the head of its answer.",
+    "model", "lane", "stage",
+    buckets=LATENCY_BUCKETS_S,
+)  # fmt: skip
+REQUESTS_IN_FLIGHT = _requests.gauge(
+    "laneway_requests_in_flight", "Embedding requests between their decoded body and their answer."
+)
+REQUEST_FAILURES = _requests.counter(
+    "laneway_request_failures_total",
+    "Requests that got an error in place of their answer, or whose client left, by what went wrong.",
+    "reason",
+)
+REQUEST_RETRIES = _requests.counter(
+    "laneway_request_retries_total", "Requests that an OpenAI SDK sent again, by its own count."
+)
+REQUEST_ITEMS = _requests.histogram(
+    "laneway_request_items", "Inputs of a request.", "model", buckets=SIZE_BUCKETS
+)
+ITEMS = _requests.counter("laneway_items_total", "Inputs embedded.", "model", "modality", "lane")
+TOKENS = _requests.counter(
+    "laneway_tokens_total",
+    "Tokens computed, special tokens and prompts included.",
+    "model", "modality", "lane",
+)  # fmt: skip
+TRUNCATED_INPUTS = _requests.counter(
+    "laneway_truncated_inputs_total", "Inputs that were cut to what the model reads.", "model"
+)
+TOKEN_ARRAYS = _requests.counter(
+    "laneway_token_array_requests_total",
+    "Requests with token arrays, by how they were read or why they were not.",
+    "outcome",
+)
+IGNORED_PARAMS = _requests.counter(
+    "laneway_ignored_params_total", "Top-level request parameters that are unknown here and were ignored."
+)
+
+# Lanes -----------------------------------------------------------------------------------------------------
+
+_lanes = Section("Lanes")
+
+QUEUE_ITEMS = _lanes.gauge("laneway_queue_items", "Inputs waiting.", "model", "lane")
+QUEUE_LIMIT_ITEMS = _lanes.gauge("laneway_queue_limit_items", "Inputs that may wait.", "model", "lane")
+QUEUE_TOKENS = _lanes.gauge("laneway_queue_tokens", "Tokens of the inputs waiting.", "model", "lane")
+QUEUE_OLDEST_AGE = _lanes.gauge(
+    "laneway_queue_oldest_age_seconds", "How long the oldest waiting input has waited.", "model", "lane"
+)
+QUEUE_DEVICE = _lanes.gauge(
+    "laneway_queue_device_seconds", "How long all devices together need for what waits.", "model", "lane"
+)
+QUEUE_LIMIT_DEVICE = _lanes.gauge(
+    "laneway_queue_limit_seconds",
+    "How long they may need for what waits; more is refused.",
+    "model", "lane",
+)  # fmt: skip
+QUEUE_OUTCOMES = _lanes.counter(
+    "laneway_queue_outcomes_total",
+    "What became of inputs that came to the queue.",
+    "model", "lane", "outcome",
+)  # fmt: skip
+RUNNING_ITEMS = _lanes.gauge("laneway_running_items", "Inputs in passes that run now.", "model", "lane")
+LANE_DEVICE = _lanes.counter(
+    "laneway_lane_device_seconds_total",
+    "Device time spent on the lane, by its part of the work of each pass.",
+    "model", "lane",
+)  # fmt: skip
+QUERY_SLO = _lanes.gauge(
+    "laneway_query_slo_seconds", "When queries are to be answered: the setting query_slo_ms.", "model"
+)
+URGENT_PASSES = _lanes.counter(
+    "laneway_urgent_passes_total", "Passes of queries that overtook one that was waiting.", "model"
+)
+INTERRUPTIONS = _lanes.counter(
+    "laneway_interruptions_total", "Passes of queries that might run between two layers of another.", "model"
+)
+INTERRUPTION_SECONDS = _lanes.counter(
+    "laneway_interruption_seconds_total",
+    "Device time that passes of queries took from documents, apart from their work.",
+    "model",
+)
+
+# Passes ----------------------------------------------------------------------------------------------------
+
+_passes = Section("Passes")
+
+PASS_ITEMS = _passes.histogram("laneway_pass_items", "Inputs in a pass.", "model", buckets=SIZE_BUCKETS)
+PASS_TOKENS = _passes.histogram("laneway_pass_tokens", "Tokens in a pass.", "model", buckets=TOKEN_BUCKETS)
+PASS_DEVICE = _passes.histogram(
+    "laneway_pass_device_seconds", "Device time of a pass.", "model", buckets=LATENCY_BUCKETS_S
+)
+PASS_PREDICTION_RATIO = _passes.histogram(
+    "laneway_pass_prediction_ratio",
+    "Device time of a pass over what was predicted for it.",
+    "model",
+    buckets=RATIO_BUCKETS,
+)
+PASS_PADDING_RATIO = _passes.histogram(
+    "laneway_pass_padding_ratio",
+    "Part of the tokens that a pass computed that was padding; 0 where passes are packed.",
+    "model",
+    buckets=PADDING_BUCKETS,
+)
+PASS_FAILURES = _passes.counter("laneway_pass_failures_total", "Passes that came back without rows.", "model")
+COST_FIXED = _passes.gauge(
+    "laneway_cost_fixed_seconds", "Cost model: a pass before anything is in it.", "model"
+)
+COST_FLOOR = _passes.gauge(
+    "laneway_cost_floor_seconds", "Cost model: a pass at the very least; 0 where there is no floor.", "model"
+)
+COST_TOKEN = _passes.gauge("laneway_cost_token_seconds", "Cost model: a token.", "model")
+COST_SQUARED_TOKEN = _passes.gauge(
+    "laneway_cost_squared_token_seconds", "Cost model: a unit of an input's squared length.", "model"
+)
+COST_IMAGE_TOKEN = _passes.gauge(
+    "laneway_cost_image_token_seconds",
+    "Cost model: a token that stands for an image, beyond any other.",
+    "model",
+)
+COST_RESIDUAL = _passes.gauge(
+    "laneway_cost_residual_ratio",
+    "Cost model: how much longer than predicted recent passes took, as a part of the prediction.",
+    "model", "percentile",
+)  # fmt: skip
+
+# Model and workers -----------------------------------------------------------------------------------------
+
+_workers = Section("Model and workers")
+
+MODEL_READY = _workers.gauge("laneway_model_ready", "1 while the model answers requests.", "model")
+MODEL_INFO = _workers.gauge(
+    "laneway_model_info",
+    "What is served.",
+    "model", "source", "fingerprint", "dtype", "device", "dimension",
+)  # fmt: skip
+MODEL_LOAD = _workers.gauge(
+    "laneway_model_load_seconds", "From the beginning of the start to the first answer.", "model"
+)
+WORKER_READY = _workers.gauge("laneway_worker_ready", "1 while the worker takes passes.", "model", "worker")
+WORKER_INFO = _workers.gauge(
+    "laneway_worker_info", "Where the worker computes.", "model", "worker", "device", "gpu_uuid"
+)
+WORKER_RESTARTS = _workers.counter(
+    "laneway_worker_restarts_total", "Times the worker died and was started again.", "model", "worker"
+)
+WORKER_PASSES = _workers.counter(
+    "laneway_worker_passes_total", "Passes that the worker gave rows for.", "model", "worker"
+)
+WORKER_OUT_OF_MEMORY = _workers.counter(
+    "laneway_worker_out_of_memory_passes_total",
+    "Passes that did not fit into memory; they are run again in halves.",
+    "model", "worker",
+)  # fmt: skip
+DEVICE_BUSY = _workers.counter(
+    "laneway_device_busy_seconds_total",
+    "Time that the worker's device spent on passes that gave rows.",
+    "model", "worker", "device",
+)  # fmt: skip
+WORKER_MEMORY = _workers.gauge(
+    "laneway_worker_resident_memory_bytes",
+    "Resident memory of the worker, pages it shares included.",
+    "model", "worker",
+)  # fmt: skip
+TORCH_ALLOCATED = _workers.gauge(
+    "laneway_torch_memory_allocated_bytes",
+    "CUDA memory in tensors after the latest pass; absent without CUDA.",
+    "model", "worker", "device",
+)  # fmt: skip
+TORCH_RESERVED = _workers.gauge(
+    "laneway_torch_memory_reserved_bytes",
+    "CUDA memory that torch has taken from the driver; absent without CUDA.",
+    "model", "worker", "device",
+)  # fmt: skip
+TORCH_PEAK = _workers.gauge(
+    "laneway_torch_memory_peak_allocated_bytes",
+    "Most CUDA memory in tensors at once since the worker started; absent without CUDA.",
+    "model", "worker", "device",
+)  # fmt: skip
+
+# GPUs ------------------------------------------------------------------------------------------------------
+
+_gpus = Section("GPUs, where NVML tells of them")
+
+GPU_INFO = _gpus.gauge("laneway_gpu_info", "A GPU that the driver shows.", "gpu", "uuid", "name")
+GPU_UTILIZATION = _gpus.gauge(
+    "laneway_gpu_utilization_ratio",
+    "Part of the last moments in which the GPU ran anything, of whatever process.",
+    "gpu", "uuid",
+)  # fmt: skip
+GPU_MEMORY_USED = _gpus.gauge(
+    "laneway_gpu_memory_used_bytes", "Memory in use, of all processes.", "gpu", "uuid"
+)
+GPU_MEMORY_TOTAL = _gpus.gauge("laneway_gpu_memory_total_bytes", "Memory of the GPU.", "gpu", "uuid")
+GPU_POWER = _gpus.gauge("laneway_gpu_power_watts", "Power drawn.", "gpu", "uuid")
+GPU_TEMPERATURE = _gpus.gauge("laneway_gpu_temperature_celsius", "Temperature of the chip.", "gpu", "uuid")
+
+# Bodies and images -----------------------------------------------------------------------------------------
+
+_media = Section("Bodies and images")
+
+HELD_BODY = _media.gauge(
+    "laneway_held_body_bytes", "Large request bodies that are held, or were promised memory."
+)
+HELD_BODY_LIMIT = _media.gauge("laneway_held_body_limit_bytes", "The setting max_held_body_bytes.")
+BODY_WAITING = _media.gauge("laneway_body_waiting_requests", "Requests whose bodies wait for memory.")
+HELD_IMAGE = _media.gauge(
+    "laneway_held_image_bytes", "Decoded base64 and pixels that requests in flight hold, or were promised."
+)
+IMAGE_WAITING = _media.gauge(
+    "laneway_image_waiting_requests",
+    "Requests that wait for a turn to fetch their images, or for room for them. All that are no queries "
+    "count as documents, here and in laneway_image_queue_items.",
+    "lane",
+)
+IMAGE_FETCHES_RUNNING = _media.gauge(
+    "laneway_image_fetches_running", "Images that are on their way, or wait in a fetch's place to be decoded."
+)
+IMAGE_FETCHES = _media.counter(
+    "laneway_image_fetches_total", "Image URLs, by what became of them.", "outcome"
+)
+IMAGE_FETCHED = _media.counter("laneway_image_fetched_bytes_total", "Bytes of the images that were fetched.")
+IMAGE_DECODES = _media.counter(
+    "laneway_image_decodes_total", "Image files, by what became of them.", "outcome"
+)
+IMAGE_QUEUE = _media.gauge("laneway_image_queue_items", "Image files that wait to be decoded.", "lane")
+IMAGE_DECODER_RESTARTS = _media.counter(
+    "laneway_image_decoder_restarts_total", "Decode processes that took the place of another."
+)
+
+# The gateway -----------------------------------------------------------------------------------------------
+
+_gateway = Section("The gateway's process")
+
+EVENT_LOOP_LAG = _gateway.histogram(
+    "laneway_event_loop_lag_seconds",
+    "How late the event loop came to what was due, twenty times a second.",
+    buckets=LATENCY_BUCKETS_S,
+)
+BUILD_INFO = _gateway.gauge(
+    "laneway_build_info", "The versions that run.", "version", "torch", "transformers"
+)
+
+# All of them -----------------------------------------------------------------------------------------------
+
+SECTIONS = (_requests, _lanes, _passes, _workers, _gpus, _media, _gateway)
+FAMILIES = tuple(family for section in SECTIONS for family in section.families)
+
+LABELS = {
+    "route": "The path template of the route, or `unmatched`",
+    "method": "An HTTP method, or `other`",
+    "status": "The status of the answer; 499: its client had left",
+    "status_class": "`2xx`, `4xx` or `5xx`",
+    "model": "The name that the model is served under",
+    "lane": "`query`, `document` or `batch`",
+    "stage": "`fetch`, `decode`, `prepare`, `queue`, `inference` or `encode`",
+    "reason": "What went wrong: one of the reasons in `app/answers.py`",
+    "modality": "`text`, `image` or `text_image`; of tokens, `text` or `image`",
+    "outcome": "What became of it: one of a few for each metric",
+    "percentile": "`50` or `99`: how many of a hundred passes came out better",
+    "source": "What the checkpoint is called",
+    "fingerprint": "Changes with everything that changes a vector",
+    "dtype": "What the model computes in",
+    "dimension": "Numbers in a vector",
+    "worker": "The worker's number, from `0`; a worker that was restarted keeps it",
+    "device": "`cpu`, `cuda`, `cuda:0`, ...",
+    "gpu_uuid": "The `uuid` of the worker's GPU; empty where it has none",
+    "gpu": "The GPU's number, as NVML and nvidia-smi count",
+    "uuid": "The GPU's own name, such as `GPU-6b3a34f3-...`",
+    "name": "What kind of GPU it is",
+    "version": "Laneway's version",
+    "torch": "torch's version",
+    "transformers": "transformers' version",
+}
+"""What each label may hold, for people."""

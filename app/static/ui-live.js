@@ -1,0 +1,254 @@
+// Lanes, device and GPUs: asked for once a second, drawn as numbers and as charts of the last two minutes.
+
+import { Chart, CHART_S } from "./ui-chart.js";
+import { byId, bytes, count, duration, el, percent, roundDuration, say, short, span } from "./ui-dom.js";
+import { readLive } from "./ui-server.js";
+
+const POLL_MS = 1000;
+const LANES = [
+  ["query", "Query", "Somebody waits"],
+  ["document", "Document", "Indexing"],
+  ["batch", "Batch", "What is left"],
+];
+
+const samples = [];
+const nowS = () => performance.now() / 1000;
+let parts = null;
+let timer = null;
+// Each question's number: only the latest one asks again, however often the tab was hidden and shown meanwhile.
+let turn = 0;
+let lastModel;
+let lostAt = null;
+// Seconds before now that the numbers are of: by the slider, or for as long as the pointer is on a chart.
+let slidS = 0;
+let pointedS = null;
+
+/** Draw what there will be, and begin to ask. `onModel` is told the model's fingerprint whenever it changes. */
+export function startLive(onModel) {
+  parts = draw();
+  byId("lookback").addEventListener("input", (event) => {
+    slidS = -event.target.valueAsNumber;
+    show();
+  });
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(timer);
+    if (!document.hidden) poll(onModel);
+  });
+  poll(onModel);
+}
+
+async function poll(onModel) {
+  const mine = ++turn;
+  const startedMs = performance.now();
+  try {
+    const told = await readLive();
+    lostAt = null;
+    samples.push({ at: nowS(), told });
+    while (samples[0].at < nowS() - CHART_S - 5) samples.shift();
+    const model = told.model?.fingerprint ?? null;
+    if (model !== lastModel) {
+      lastModel = model;
+      onModel(model);
+    }
+  } catch (error) {
+    lostAt ??= { since: nowS(), why: error };
+  }
+  show();
+  if (!document.hidden && mine === turn) timer = setTimeout(() => poll(onModel), Math.max(100, POLL_MS - (performance.now() - startedMs)));
+}
+
+// Drawn once ------------------------------------------------------------------------------------------------
+
+function fact(name, ...attributes) {
+  const value = el("b", {}, "–");
+  return { value, node: el("span", { class: ["fact", ...attributes].join(" ") }, el("span", {}, name), " ", value) };
+}
+
+function measure(title, facts, chart) {
+  return el(
+    "div",
+    { class: "measure" },
+    el("div", { class: "figures" }, el("h4", {}, title), ...facts.map(({ node }) => node)),
+    chart.node,
+  );
+}
+
+function drawLane([lane, name, meaning]) {
+  const of = (sample) => sample.told.lanes[lane];
+  const facts = {
+    p50: fact("p50", "solid"), p99: fact("p99", "thin"), items: fact("items/s"), tokens: fact("tokens/s"),
+    waiting: fact("waiting"), backlog: fact("backlog"),
+  };
+  const charts = [
+    new Chart({
+      label: `${name} lane: latency, p50 and p99, last two minutes`,
+      series: [
+        { kind: "thin", valueOf: (sample) => of(sample).p99_ms },
+        { kind: "line", valueOf: (sample) => of(sample).p50_ms },
+      ],
+      scale: "log",
+      least: 100,
+      format: roundDuration,
+    }),
+    new Chart({
+      label: `${name} lane: items a second, last two minutes`,
+      series: [
+        { kind: "area", valueOf: (sample) => of(sample).items_per_s },
+        { kind: "line", valueOf: (sample) => of(sample).items_per_s },
+      ],
+      least: 10,
+      format: (value) => `${short(value)} items/s`,
+    }),
+    new Chart({
+      label: `${name} lane: inputs that wait, last two minutes`,
+      series: [
+        { kind: "area", valueOf: (sample) => of(sample).waiting_items },
+        { kind: "line", valueOf: (sample) => of(sample).waiting_items },
+      ],
+      least: 10,
+      format: (value) => `${short(value)} items`,
+    }),
+  ];
+  const node = el(
+    "article",
+    { class: `card lane ${lane}`, "aria-label": `${name} lane` },
+    el("h3", {}, name, el("small", {}, meaning)),
+    measure("Latency", [facts.p50, facts.p99], charts[0]),
+    measure("Throughput", [facts.items, facts.tokens], charts[1]),
+    measure("Queue", [facts.waiting, facts.backlog], charts[2]),
+  );
+  const update = (told) => {
+    const one = told?.lanes[lane];
+    say(facts.p50.value, duration(one?.p50_ms));
+    say(facts.p99.value, duration(one?.p99_ms));
+    say(facts.items.value, short(one?.items_per_s));
+    say(facts.tokens.value, short(one?.tokens_per_s));
+    say(facts.waiting.value, short(one?.waiting_items));
+    say(facts.backlog.value, duration(one && one.backlog_s * 1000));
+  };
+  return { node, charts, update };
+}
+
+function drawDevice() {
+  const facts = {
+    busy: fact("of the workers’ time"), workers: fact("Workers ready"), passes: fact("Passes/s"),
+    tokens: fact("Tokens a pass"), interruptions: fact("Interruptions/s"), requests: fact("Requests/s"),
+    errors: fact("Errors/s"), flight: fact("In flight"), running: fact("On the device"),
+  };
+  const chart = new Chart({
+    label: "Part of the workers’ time spent on passes, last two minutes",
+    series: ["area", "line"].map((kind) => ({ kind, valueOf: (sample) => sample.told.device.busy_ratio })),
+    least: 1,
+    format: percent,
+  });
+  const { busy, ...others } = facts;
+  byId("device").append(
+    el("div", { class: "measure" }, el("div", { class: "figures" }, el("h3", {}, "Device"), busy.node), chart.node),
+    el("div", { class: "facts" }, ...Object.values(others).map(({ node }) => node)),
+  );
+  const update = (told) => {
+    const device = told?.device;
+    say(facts.busy.value, percent(device?.busy_ratio));
+    say(facts.workers.value, device ? `${device.num_ready_workers} of ${device.num_workers}` : "–");
+    say(facts.passes.value, short(device?.passes_per_s));
+    say(facts.tokens.value, short(device?.tokens_per_pass));
+    say(facts.interruptions.value, short(device?.interruptions_per_s));
+    say(facts.requests.value, short(told?.http.requests_per_s));
+    say(facts.errors.value, short(told?.http.errors_per_s));
+    facts.errors.node.classList.toggle("bad", told?.http.errors_per_s > 0);
+    say(facts.flight.value, count(told?.http.in_flight));
+    say(facts.running.value, told ? `${count(Object.values(told.lanes).reduce((sum, lane) => sum + lane.running_items, 0))} items` : "–");
+  };
+  return { charts: [chart], update };
+}
+
+/** GPUs come and go with the server, so they are drawn anew; there are few, and often none. */
+function showGpus(gpus) {
+  byId("gpus").hidden = !gpus.length;
+  byId("gpus").replaceChildren(...gpus.map((gpu) => el(
+    "div",
+    { class: "card gpu" },
+    el("h3", {}, `GPU ${gpu.index}`, el("small", {}, gpu.name)),
+    gauge("Utilization", gpu.utilization_ratio, percent(gpu.utilization_ratio)),
+    gauge(
+      "Memory",
+      gpu.memory_total_bytes ? (gpu.memory_used_bytes ?? 0) / gpu.memory_total_bytes : null,
+      `${bytes(gpu.memory_used_bytes)} of ${bytes(gpu.memory_total_bytes)}`,
+    ),
+    el("div", { class: "facts" },
+      ...[["Power", gpu.power_watts, "W"], ["Temperature", gpu.temperature_celsius, "°C"]].map(([name, value, unit]) => {
+        const one = fact(name);
+        say(one.value, value === null ? "–" : `${Math.round(value)} ${unit}`);
+        return one.node;
+      })),
+  )));
+}
+
+function gauge(name, ratio, text) {
+  const meter = el("meter", { min: 0, max: 1, value: ratio ?? 0, "aria-label": `${name}: ${text}` });
+  return el("div", { class: "gauge" }, el("span", {}, name), meter, el("b", {}, text));
+}
+
+function draw() {
+  const lanes = LANES.map(drawLane);
+  byId("lanes").append(...lanes.map(({ node }) => node));
+  const all = [...lanes, drawDevice()];
+  for (const { node } of all.flatMap(({ charts }) => charts)) {
+    node.addEventListener("pointermove", (event) => {
+      const box = node.getBoundingClientRect();
+      pointedS = Math.max(0, Math.round(CHART_S * (1 - (event.clientX - box.left) / box.width)));
+      show();
+    });
+    node.addEventListener("pointerleave", () => {
+      pointedS = null;
+      show();
+    });
+  }
+  return all;
+}
+
+// Drawn every second ----------------------------------------------------------------------------------------
+
+/** The sample nearest to a moment; null if there is none within two seconds of it. */
+function sampleAt(at) {
+  const nearest = samples.reduce((best, one) => (best && Math.abs(best.at - at) <= Math.abs(one.at - at) ? best : one), null);
+  return nearest && Math.abs(nearest.at - at) <= 2 ? nearest : null;
+}
+
+function show() {
+  const now = nowS();
+  const backS = pointedS ?? slidS;
+  const latest = samples.at(-1) ?? null;
+  const shown = backS ? sampleAt(now - backS) : latest;
+  for (const { charts, update } of parts) {
+    update(shown?.told);
+    for (const chart of charts) chart.draw(samples, now, backS ? now - backS : null);
+  }
+  showGpus((backS ? shown : latest)?.told.gpus ?? []);
+  say(byId("lookback-text"), backS ? `${backS} s ago` : "now");
+  byId("lookback").setAttribute("aria-valuetext", slidS ? `${slidS} seconds ago` : "now");
+  byId("live").classList.toggle("past", backS > 0);
+  showHead(latest?.told ?? null);
+}
+
+function showHead(told) {
+  const [state, text] = stateOf(told);
+  byId("state").dataset.state = state;
+  byId("live").classList.toggle("stale", lostAt !== null);
+  say(byId("state-text"), text);
+  if (!told) return;
+  say(byId("version"), told.version);
+  say(byId("uptime"), span(told.uptime_s));
+  say(byId("model-name"), told.model?.name ?? "–");
+  document.title = told.model ? `${told.model.name} · Laneway` : "Laneway";
+  say(byId("live-hint"), `Rates and latencies over ${told.window_s} s, charts over two minutes.`);
+}
+
+function stateOf(told) {
+  if (lostAt !== null) {
+    // Without a status nobody answered at all.
+    return ["lost", lostAt.why.status ? `refused: ${lostAt.why.message}` : "unreachable, asking again"];
+  }
+  if (told === null) return ["waiting", "connecting"];
+  return [told.state === "ready" ? "ready" : "waiting", told.state];
+}
