@@ -53,10 +53,10 @@ def _duration_s() -> Parameter:
     return Parameter(validator=check)
 
 
-def _optional_ms() -> Parameter:
+def _optional(at_least: float, at_most: float) -> Parameter:
     def check(_: object, value: float | None) -> None:
-        if value is not None and not 0 <= value <= _MINUTE_MS:
-            raise ValueError(f"It must be between 0 and {_MINUTE_MS:,}.")
+        if value is not None and not at_least <= value <= at_most:
+            raise ValueError(f"It must be between {at_least:,g} and {at_most:,g}.")
 
     return Parameter(validator=check)
 
@@ -285,13 +285,14 @@ class BatchingSettings:
     max_pass_ms: Annotated[float, _between(0, 60_000)] = 0.0
     """Longest pass with queries, in device time; one longer input runs alone. 0: 50 on CPU, 30 on CUDA."""
     max_document_pass_ms: Annotated[float, _between(0, 600_000)] = 0.0
-    """Longest pass of documents that no query waits for. 0: 150 on CPU, 60 on CUDA."""
-    fill_ms: Annotated[float | None, _optional_ms()] = None
-    """Passes with queries are filled with documents to so much. 0: never. Default: half of max_pass_ms."""
+    """Longest pass of documents that no query waits for. 0: 200 on CPU, 60 on CUDA."""
+    fill_ms: Annotated[float | None, _optional(0, _MINUTE_MS)] = None
+    """Passes with queries are filled with documents to so much. Default: half of max_pass_ms on CUDA, 0 on CPU."""
     query_slo_ms: Annotated[float, _between(1, 60_000)] = 100.0
     """When a query that names no deadline wants its answer: it orders queries and ends none."""
-    interruption_share: Annotated[float, _between(0, 0.9)] = 0.05
-    """Part of the device's time that queries may cost by running between two layers of a pass. 0: none do."""
+    interruption_share: Annotated[float | None, _optional(0, 0.9)] = None
+    """Part of the device's time that queries may cost by running between two layers of a pass. 0: none do.
+    Default: 0.08 on CPU, 0.05 on CUDA."""
     max_pass_tokens: Annotated[int, _at_least(0)] = 0
     """Most tokens in one pass, however fast they are, for memory's sake. 0: 4096 on CPU, 16384 on CUDA."""
     document_share: Annotated[float, _between(0, 1)] = 0.15

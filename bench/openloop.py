@@ -9,11 +9,13 @@ Law 3: every query ends as an answer with its status, or as a miss: timed out, b
 
 import asyncio
 import gc
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from multiprocessing import get_context
@@ -137,7 +139,7 @@ class LoadGenerator:
     """Owns the process. ``run`` gives it one block after the other."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_go_first)
 
     async def run(self, load: Load) -> Log:
         """Run one block; returns when its queries have ended and its documents are broken off."""
@@ -146,6 +148,13 @@ class LoadGenerator:
     def close(self) -> None:
         """End the process."""
         self._pool.shutdown()
+
+
+def _go_first() -> None:
+    """Be scheduled before what is measured, where that is allowed: on two cores it computes on both, and a
+    query that goes out late says nothing."""
+    with suppress(OSError):
+        os.nice(-10)
 
 
 def drive(load: Load) -> Log:

@@ -735,10 +735,11 @@ async def test_the_first_pass_of_images_is_not_counted_either(folder: Path):
 def test_passes_are_as_long_as_the_device_needs_them():
     on_cpu = batching_limits(BatchingSettings(), is_cuda=False)
     on_cuda = batching_limits(BatchingSettings(), is_cuda=True)
-    assert (on_cpu.max_pass_s, on_cpu.max_document_pass_s, on_cpu.fill_s) == (0.05, 0.15, 0.025)
+    assert (on_cpu.max_pass_s, on_cpu.max_document_pass_s, on_cpu.fill_s) == (0.05, 0.2, 0.0)
     assert (on_cuda.max_pass_s, on_cuda.max_document_pass_s, on_cuda.fill_s) == (0.03, 0.06, 0.015)
     assert (on_cpu.max_pass_tokens, on_cuda.max_pass_tokens) == (4_096, 16_384)
     assert (on_cpu.quiet_after_s, on_cuda.quiet_after_s) == (0.0, 1.0)
+    assert (on_cpu.interruption_share, on_cuda.interruption_share) == (0.08, 0.05)
 
 
 def test_settings_win_over_what_was_derived():
@@ -761,7 +762,7 @@ def test_settings_win_over_what_was_derived():
 
 def test_one_bound_of_its_own_pulls_the_others_along():
     """Whoever sets one of them need not know the others."""
-    longer = batching_limits(BatchingSettings(max_pass_ms=400), is_cuda=False)
+    longer = batching_limits(BatchingSettings(max_pass_ms=400), is_cuda=True)
     assert (longer.max_pass_s, longer.max_document_pass_s, longer.fill_s) == (0.4, 0.4, 0.2)
     shorter = batching_limits(BatchingSettings(max_document_pass_ms=10), is_cuda=True)
     assert (shorter.max_pass_s, shorter.max_document_pass_s, shorter.fill_s) == (0.01, 0.01, 0.01)
