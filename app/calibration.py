@@ -5,14 +5,19 @@ same time for 8 tokens and for 500, so small passes say nothing of large ones. O
 allowed one is short, and measuring ends early.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from batching import Limits, Shape
-from model import Features, ImageInputs, ModelInfo
+from model import Features, ImageInputs, ModelInfo, PassOutOfMemoryError
 from model.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+INPUT_TOKENS = 128
+"""Passes of texts are made of inputs of at most so much, as documents are cut in practice."""
 _SMALLEST_TOKENS = 8
 _NUM_SIZES = 3
 """So many sizes are measured even if the smallest takes longer than the limits allow."""
@@ -31,25 +36,40 @@ async def measure_passes(worker: Worker, info: ModelInfo, limits: Limits) -> lis
     Each runs twice and its shorter time counts, for the first allocates and chooses kernels.
 
     Returns:
-        Shapes, and the device seconds they took.
+        Shapes, and the device seconds they took. Those that find no memory are left out: in service a pass
+        that large is halved.
 
     Raises:
-        Exception: Whatever the worker raises.
+        Exception: Whatever else the worker raises.
     """
     samples: list[tuple[Shape, float]] = []
     num_tokens, longest_s = _SMALLEST_TOKENS, _BEYOND * limits.max_document_pass_s
     while num_tokens <= max(limits.max_pass_tokens, _SMALLEST_TOKENS):
-        samples.append(await _measure(worker, calibration_pass(num_tokens, max_tokens=info.max_tokens)))
+        of_texts = calibration_pass(num_tokens, max_tokens=info.max_tokens)
+        if not await _add(samples, worker, of_texts):
+            break
         if len(samples) >= _NUM_SIZES and samples[-1][1] >= longest_s:
             break
         num_tokens *= 2
     # One long text, too: what attention costs grows with the square of a length.
     longest = min(samples[-1][0].num_tokens, info.max_tokens)
-    samples.append(await _measure(worker, [Features(token_ids=np.ones(longest, dtype=np.int32))]))
+    await _add(samples, worker, [Features(token_ids=np.ones(longest, dtype=np.int32))])
     if info.images is not None:
         of_images = [[calibration_image(side, info.images)] for side in _IMAGE_SIDES]
         samples += [await _measure(worker, features) for features in of_images]
     return samples
+
+
+async def _add(samples: list[tuple[Shape, float]], worker: Worker, features: Sequence[Features]) -> bool:
+    """Measure a pass of texts; false if there is no memory for it. The smallest must find some."""
+    try:
+        samples.append(await _measure(worker, features))
+    except PassOutOfMemoryError:
+        if not samples:
+            raise
+        logger.warning("a pass of %d tokens finds no memory", shape_of(features).num_tokens)
+        return False
+    return True
 
 
 async def _measure(worker: Worker, features: Sequence[Features]) -> tuple[Shape, float]:
@@ -58,8 +78,8 @@ async def _measure(worker: Worker, features: Sequence[Features]) -> tuple[Shape,
 
 
 def calibration_pass(num_tokens: int, *, max_tokens: int) -> list[Features]:
-    """A pass of so many tokens in inputs of at most 128, as documents are cut in practice."""
-    longest = min(128, max_tokens)
+    """A pass of so many tokens in inputs of at most ``INPUT_TOKENS``."""
+    longest = min(INPUT_TOKENS, max_tokens)
     lengths = [longest] * (num_tokens // longest) + ([num_tokens % longest] if num_tokens % longest else [])
     return [Features(token_ids=np.ones(length, dtype=np.int32)) for length in lengths]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from app.calibration import INPUT_TOKENS
 from app.engine import Engine, OnStage, PassTimes
 from app.launch import check_settings
 from app.settings import Settings
@@ -16,6 +17,7 @@ from model import ModelInfo
 
 MS = 1_000
 US = 1_000_000
+SHORT_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,22 +102,26 @@ def _longest(shape: Shape) -> int:
 
 
 def _of_bounds(measured: Measured) -> list[str]:
-    times, limits = measured.times, measured.times.limits
+    cost, limits = measured.times.cost, measured.times.limits
+
+    def tokens_in(pass_s: float) -> int:
+        return cost.pass_tokens(pass_s, max_tokens=limits.max_pass_tokens)
+
     rows = [
-        (name, f"{seconds * MS:g} ms", f"{times.tokens_in(seconds):,} tokens of short texts", what)
-        for name, seconds, what in (
+        (name, f"{pass_s * MS:g} ms", f"{tokens_in(pass_s):,} tokens of short texts" if pass_s else "-", what)
+        for name, pass_s, what in (
             ("max_pass_ms", limits.max_pass_s, "the longest pass with queries"),
             ("fill_ms", limits.fill_s, "up to which documents join them"),
             ("max_document_pass_ms", limits.max_document_pass_s, "the longest pass of documents"),
         )
     ]
-    full_tokens = times.tokens_in(limits.max_document_pass_s)
-    full_s = times.cost.predict_s(Shape(num_tokens=full_tokens, num_squared=full_tokens * 128))
+    full_tokens = tokens_in(limits.max_document_pass_s)
+    full_s = cost.predict_s(Shape(num_tokens=full_tokens, num_squared=full_tokens * INPUT_TOKENS))
     rate = measured.num_workers * full_tokens / full_s
-    short_s = times.cost.predict_s(Shape(num_tokens=16, num_squared=256))
-    waits_s = limits.max_pass_s if measured.can_interrupt else limits.max_document_pass_s
+    short_s = cost.predict_s(Shape(num_tokens=SHORT_TOKENS, num_squared=SHORT_TOKENS**2))
+    longest_s = limits.max_pass_s if measured.can_interrupt else limits.max_document_pass_s
     how = (
-        "break in between two layers at once, and after max_pass_ms at the latest"
+        "break in between two layers, most often at once"
         if measured.can_interrupt
         else "wait for the pass that runs; it cannot be interrupted"
     )
@@ -123,8 +129,9 @@ def _of_bounds(measured: Measured) -> list[str]:
         *_table(rows),
         "",
         f"Documents in full passes: about {rate:,.0f} tokens a second.",
-        f"A query of 16 tokens alone: {short_s * MS:.1f} ms. Among documents queries {how}: "
-        f"at most {(waits_s + limits.max_pass_s) * MS:.0f} ms while they are no more than one pass.",
+        f"A query of {SHORT_TOKENS} tokens alone: {short_s * MS:.1f} ms. Among documents queries {how}:",
+        f"about {longest_s * MS:.0f} ms of waiting at the longest, while they fill no more than one pass and "
+        "no other lane is owed a turn.",
     ]
 
 

@@ -251,12 +251,6 @@ class PassTimes:
     cost: CostModel
     limits: Limits
 
-    def tokens_in(self, seconds: float) -> int:
-        """Tokens of short texts in a full pass of so many device seconds."""
-        per_token_s = self.cost.predict_work_s(Shape(num_tokens=1))
-        max_tokens = self.limits.max_pass_tokens
-        return min(max_tokens, int(self.cost.room_s(seconds) / per_token_s)) if per_token_s else max_tokens
-
 
 @dataclass(slots=True)
 class _Served:

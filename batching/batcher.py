@@ -249,7 +249,7 @@ class Batcher:
         report = PassReport(
             slot=slot,
             is_urgent=composed.is_urgent,
-            may_interrupt=composed.may_interrupt,
+            breaks_in=composed.breaks_in,
             num_entries=composed.num_entries_by_lane(),
             num_tokens=composed.num_tokens_by_lane(),
             run_s=run_s,

@@ -192,11 +192,16 @@ class CostModel:
         by_time = min(ceil(self.predict_work_s(work) / self.room_s(pass_s) - _TINY), num_entries)
         return max(by_time, ceil(work.num_tokens / max_tokens), ceil(num_entries / max_entries))
 
+    def pass_tokens(self, pass_s: float, *, max_tokens: int) -> int:
+        """About how many tokens of short texts a pass of so many seconds has."""
+        per_token_s = self.predict_work_s(Shape(num_tokens=1))
+        if per_token_s <= 0:
+            return max_tokens
+        return max(1, min(max_tokens, int(self.room_s(pass_s) / per_token_s + _TINY)))
+
     def count_tokens(self, seconds: float, *, pass_s: float, max_tokens: int) -> int:
         """About how many tokens of short texts that is, in full passes."""
-        pass_tokens = max_tokens
-        if (per_token_s := self.predict_work_s(Shape(num_tokens=1))) > 0:
-            pass_tokens = max(1, min(max_tokens, int(self.room_s(pass_s) / per_token_s + _TINY)))
+        pass_tokens = self.pass_tokens(pass_s, max_tokens=max_tokens)
         return int(seconds / self.predict_s(Shape(num_tokens=pass_tokens)) * pass_tokens)
 
     def observe(self, shape: Shape, device_s: float) -> None:
@@ -262,6 +267,12 @@ class CostModel:
                 for kind, _ in points
             ]
             self._draw([(*point, weight) for (_, point), weight in zip(points, weights, strict=True)])
+            # Errors of the line that was are no errors of this one.
+            self._ordered = []
+            self._residuals.clear()
+            self._residuals.extend(
+                s / self.predict_s(shape) - 1 for kind in self._kinds.values() for shape, s in kind.passes
+            )
         for kind in self._kinds.values():
             kind.num_new = 0
 

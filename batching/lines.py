@@ -20,7 +20,9 @@ class SlotLines:
     begun: Pass | None = None
     """The pass of the main line that has begun; an urgent one may have broken into it."""
     since_s: float = 0.0
-    """When what runs now began."""
+    """When what runs now began, or had the device back."""
+    had_s: float = 0.0
+    """How long the pass that has begun had the device before it was last broken into."""
     unbegun: set[Pass] = field(default_factory=set)
     """Passes that had not begun when the runner died, and have not come back yet."""
 
@@ -61,13 +63,19 @@ class SlotLines:
 
     def rest_s(self, now_s: float) -> float:
         """How much longer the pass that runs will run."""
-        running = self.running
-        return max(0.0, self.since_s + running.predicted_s - now_s) if running is not None else 0.0
+        return max(0.0, self.end_s - now_s) if self.running is not None else 0.0
 
     def overdue_s(self, now_s: float) -> float:
         """How much longer the pass that runs has run than it should have."""
+        return max(0.0, now_s - self.end_s) if self.running is not None else 0.0
+
+    @property
+    def end_s(self) -> float:
+        """When the pass that runs is expected to end, if nothing breaks in any more."""
         running = self.running
-        return max(0.0, now_s - self.since_s - running.predicted_s) if running is not None else 0.0
+        assert running is not None, "nothing runs"
+        had_s = self.had_s if running is self.begun else 0.0
+        return self.since_s + running.predicted_s - had_s
 
     def add(self, out: Pass, now_s: float) -> None:
         """Take note that a pass was handed out."""
@@ -81,6 +89,9 @@ class SlotLines:
         self.unbegun.discard(out)
         if out is self.begun:
             self.begun = None
+        elif out.is_urgent and self.begun is not None:
+            # It broke in, since what had begun has not come back: the rest of the time was the latter's.
+            self.had_s += max(0.0, now_s - self.since_s - out.predicted_s)
         self._begin(now_s)
 
     def blame(self, lost: Pass) -> bool:
@@ -95,4 +106,4 @@ class SlotLines:
     def _begin(self, now_s: float) -> None:
         self.since_s = now_s
         if self.begun is None and not self.urgent and self.main:
-            self.begun = self.main[0]
+            self.begun, self.had_s = self.main[0], 0.0

@@ -389,7 +389,7 @@ class Scheduler:
             return now_s
         running = lines.running
         assert running is not None, "only a busy slot has something to overtake"
-        return lines.since_s + running.predicted_s - self._ahead_s(running)
+        return lines.end_s - self._ahead_s(running)
 
     def _ahead_s(self, running: Pass) -> float:
         early_s = max(0.0, -self._cost.residual(0.01)) * running.predicted_s
@@ -433,6 +433,7 @@ class Scheduler:
             entries=entries,
             slot=slot,
             is_urgent=is_urgent,
+            breaks_in=breaks_in,
             may_interrupt=is_urgent and (breaks_in or self._spares_nothing(lines, now_s)),
             composed_s=now_s,
             predicted_s=self._predict_s(entries),

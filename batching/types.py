@@ -107,8 +107,10 @@ class Pass:
     """The runner it is for."""
     is_urgent: bool = False
     """It is led by queries, and runs before whatever else the slot has not begun."""
+    breaks_in: bool = False
+    """It runs between two layers of the pass that runs now."""
     may_interrupt: bool = False
-    """It may even run between two layers of the pass that runs now."""
+    """It may do so to whatever the runner has begun by the time it gets there."""
     composed_s: float
     """When it was composed, on the clock of the batcher."""
     predicted_s: float
@@ -157,8 +159,8 @@ class PassReport:
     """Which runner it ran on."""
     is_urgent: bool
     """It overtook what the slot had not begun."""
-    may_interrupt: bool
-    """It was allowed to break into the pass that ran."""
+    breaks_in: bool
+    """It was to run between two layers of the pass that ran."""
     num_entries: dict[Lane, int]
     num_tokens: dict[Lane, int]
     run_s: float

@@ -11,7 +11,7 @@ from app.calibration import calibration_image, calibration_pass, measure_passes,
 from app.engine import batching_limits
 from app.settings import BatchingSettings
 from batching import CostModel, Shape
-from model import Features
+from model import Features, PassOutOfMemoryError
 from model.worker import Worker
 from model.worker.protocol import PassResult
 from tests.app.fakes import INFO, MULTIMODAL
@@ -74,6 +74,26 @@ async def test_a_slow_device_is_not_measured_for_minutes():
 async def test_a_pass_of_calibration_is_no_larger_than_memory_was_said_to_bear():
     worker, _ = await measured(lambda _shape: 1e-4, limits=replace(LIMITS, max_pass_tokens=1_000))
     assert max(shape.num_tokens for shape in worker.shapes) == 512
+
+
+async def test_what_finds_no_memory_is_left_out():
+    """Such a pass is halved in service; a start that failed for it would serve nobody."""
+
+    def seconds(shape: Shape) -> float:
+        if shape.num_squared > 1_000_000 or shape.num_tokens > 3_000:
+            raise PassOutOfMemoryError("no memory for the pass")
+        return card_s(shape)
+
+    _, cost = await measured(seconds, info=replace(INFO, max_tokens=8_192))
+    assert cost.predict_s(Shape(num_tokens=2_000)) == pytest.approx(card_s(Shape(num_tokens=2_000)), rel=0.05)
+
+
+async def test_a_model_without_memory_for_the_smallest_pass_does_not_start():
+    def seconds(_shape: Shape) -> float:
+        raise PassOutOfMemoryError("no memory for the pass")
+
+    with pytest.raises(PassOutOfMemoryError):
+        await measured(seconds)
 
 
 async def test_images_are_priced_where_a_model_takes_them():

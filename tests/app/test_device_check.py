@@ -46,8 +46,11 @@ def test_the_line_its_error_and_what_follows_from_it_are_told():
 @pytest.mark.parametrize(
     ("can_interrupt", "words"),
     [
-        (True, "break in between two layers at once, and after max_pass_ms at the latest: at most 60 ms"),
-        (False, "wait for the pass that runs; it cannot be interrupted: at most 90 ms"),
+        (True, "break in between two layers, most often at once:\nabout 30 ms of waiting at the longest"),
+        (
+            False,
+            "wait for the pass that runs; it cannot be interrupted:\nabout 60 ms of waiting at the longest",
+        ),
     ],
 )
 def test_how_long_queries_wait_depends_on_whether_passes_can_be_left(can_interrupt: bool, words: str):

@@ -396,6 +396,19 @@ class TestTwoLines:
         scheduler.admit([entry("query", lane=QUERY)], 1.0)
         assert take(scheduler, 1.0).may_interrupt
 
+    def test_a_pass_that_was_left_is_expected_to_need_only_the_rest(self):
+        """Expected to need all of it again, it would end before the next query is handed out, and what is
+        staged behind it would begin."""
+        scheduler = scheduler_with(*full_documents("ab"), slots=[YIELDING])
+        long = take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.05)
+        urgent = take(scheduler, 0.05)
+        assert urgent.breaks_in
+        back_s = 0.05 + urgent.predicted_s
+        scheduler.finish(urgent, back_s, device_s=urgent.predicted_s)
+        left_s = scheduler._slots[0].rest_s(back_s)
+        assert left_s == pytest.approx(long.predicted_s - 0.05)
+
 
 class TestTenants:
     def test_tenants_take_turns_however_much_one_of_them_has_sent(self):
