@@ -35,6 +35,7 @@ from app.errors import (
     RequestError,
     quoted,
 )
+from app.facts import known_method
 from app.services import services_of
 from app.serving import rate_limit_headers
 from app.wire import Error, ErrorResponse
@@ -295,7 +296,7 @@ def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     if explanation.status == 500:
         # The traceback stays here: its text may hold addresses, paths, or a client's input.
         route = scope.get("path_template", "an unknown path")
-        logger.error("%s %s failed", request.method, route, exc_info=error)
+        logger.error("%s %s failed", known_method(request.method), route, exc_info=error)
     return Response(
         msgspec.json.encode(ErrorResponse(explanation.error)),
         status_code=explanation.status,

@@ -103,8 +103,8 @@ class PassDefaults:
     interruption_share: float
 
 
-# On a CPU a pass costs little beside its work, so to fill one of queries saves next to nothing, and only makes
-# them wait. And passes are left between two layers, so long ones of documents cost queries little.
+# On a CPU a pass costs little beside its work, so to fill one of queries saves next to nothing, and only
+# makes them wait. And passes are left between two layers, so long ones of documents cost queries little.
 CPU_PASSES = PassDefaults(
     max_pass_ms=50,
     max_document_pass_ms=200,

@@ -12,6 +12,19 @@ from batching import Lane
 
 FACTS = "laneway.facts"
 """Key in the ASGI scope, for whoever tells them (``app.observe``)."""
+QUIET_ROUTES = frozenset({
+    "/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready",
+    "/metrics", "/v1/metrics", "/live",
+})  # fmt: skip
+"""Asked for every few seconds by machines: counted like any other, but a line and a trace each would bury the
+rest."""
+# RFC 9110, 9.3, and PATCH (RFC 5789). The parser knows some thirty more, from WebDAV to RTSP.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+
+
+def known_method(method: str) -> str:
+    """A method that there is; clients can make up others."""
+    return method if method in _METHODS else "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

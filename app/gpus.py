@@ -126,7 +126,11 @@ class Gpus:
         return self.latest
 
     async def _read(self) -> None:
-        readings = await in_daemon_thread(self._ask, name="nvml")
+        try:
+            readings = await in_daemon_thread(self._ask, name="nvml")
+        except Exception as error:  # the binding's own: a name that is no UTF-8, a library that does not load
+            self._complain(f"{type(error).__name__}: {error}")
+            readings = None
         self._latest, self._latest_s = readings or (), self._clock()
         self._due_s = self._latest_s + (RETRY_AFTER_S if readings is None else MAX_AGE_S)
 

@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ def launch(
         sock.close()
         complain(str(error))
         return FAILED
+    if log_file is not None:
+        sys.stderr.write(f"laneway: logging to {server.log_file}\n")
     return_large_blocks()
     url = url_of(sock)
     logger.info("listening on %s", url)

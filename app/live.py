@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from app.engine import Embeddings, Engine, EngineNotReadyError, EngineStatistics
+from app.facts import QUIET_ROUTES
 from app.gpus import GpuReading
 from batching import Lane, PassReport
 
@@ -24,10 +25,9 @@ WINDOW_S = 10
 _CLASSES_PER_E = 1 / math.log(1.02)
 _LINEAR_S = 1e-3
 # What watches would show itself as traffic.
-_WATCHING_ROUTES = frozenset({
-    "/live", "/metrics", "/v1/metrics", "/stats", "/ui", "/ui/{name}", "/docs", "/docs/{name}",
-    "/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/schema/openapi.json",
-})  # fmt: skip
+_WATCHING_ROUTES = QUIET_ROUTES | {
+    "/stats", "/ui", "/ui/{name}", "/docs", "/docs/{name}", "/schema/openapi.json",
+}  # fmt: skip
 
 
 # What is shown ---------------------------------------------------------------------------------------------
@@ -235,7 +235,8 @@ class LiveView:
             return
         second = self._ring.at(int(self._clock()))
         second.num_requests += 1
-        if status >= 400:
+        # Those of the server: whoever scans ports, or misspells a field, is no cause for alarm.
+        if status >= 500:
             second.num_errors += 1
         if lane is None:
             return
@@ -260,7 +261,7 @@ class LiveView:
         second = self._ring.at(int(now_s))
         second.num_passes += 1
         second.num_pass_tokens += sum(report.num_tokens.values())
-        second.num_interruptions += report.may_interrupt
+        second.num_interruptions += report.breaks_in
         self._spread(report.device_s, until_s=now_s)
 
     def _spread(self, device_s: float, *, until_s: float) -> None:

@@ -92,7 +92,8 @@ def configure_logging(level: LogLevel, log_format: LogFormat, file: LogFile | No
     if logs_as_json(log_format, to_file=file is not None):
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(TextFormatter(in_colour=file is None and _shows_colours()))
+        in_colour = file is None and _shows_colours()
+        handler.setFormatter(TextFormatter(in_colour=in_colour, with_date=file is not None))
     root = logging.getLogger()
     for previous in root.handlers:
         previous.close()
@@ -161,9 +162,13 @@ def _open(file: LogFile) -> logging.Handler:
 class _File(logging.Handler):
     """Owns the open file, and begins another when it is due or when somebody else has taken it away."""
 
+    _num_bytes: int
+    """In the file, or since it could last not be put away."""
+
     def __init__(self, file: LogFile) -> None:
         super().__init__()
         self._file = file
+        self._is_stuck = False
         self._open()
 
     def _open(self) -> None:
@@ -182,12 +187,9 @@ class _File(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode(errors="replace") + b"\n"
-            if self._was_taken_away():
+            is_gone = self._was_taken_away()
+            if is_gone or (self._is_due(len(line), record.created) and self._could_put_away()):
                 self._stream.close()
-                self._open()
-            elif self._is_due(len(line), record.created):
-                self._stream.close()
-                self._put_away()
                 self._open()
             self._stream.write(line)
             self._num_bytes += len(line)
@@ -200,6 +202,22 @@ class _File(logging.Handler):
             return False  # an empty one in its place would be no better
         is_full = 0 < self._file.max_bytes < self._num_bytes + num_bytes
         return is_full or self._span_of(time_s) > self._span
+
+    def _could_put_away(self) -> bool:
+        """Put the file away. Where that fails it stays open and grows, until it would be due once more.
+
+        A folder may be closed to us whose file is not; one complaint stands for all of its failures.
+        """
+        try:
+            self._put_away()
+        except OSError as error:
+            self._num_bytes = 0
+            if not self._is_stuck:
+                _tell(f"the log file {self._file.path} cannot be put away: {error.strerror or error}")
+            self._is_stuck = True
+            return False
+        self._is_stuck = False
+        return True
 
     def _put_away(self) -> None:
         """Make the file the latest of those that are kept; the oldest is overwritten."""
@@ -226,8 +244,12 @@ class _File(logging.Handler):
 
 def _tell_lost(record: logging.LogRecord, error: Exception) -> None:
     """Say that a line is lost: not what it held, which logging would print, arguments and all."""
+    _tell(f"a log line of {record.name} was lost: {type(error).__name__}")
+
+
+def _tell(complaint: str) -> None:
     with suppress(Exception):  # there is nowhere left to say it
-        sys.stderr.write(f"a log line of {record.name} was lost: {type(error).__name__}\n")
+        sys.stderr.write(complaint + "\n")
 
 
 # What a line says ------------------------------------------------------------------------------------------
@@ -286,8 +308,9 @@ class JsonFormatter(ProcessorFormatter):
 class TextFormatter(ProcessorFormatter):
     """A line to read: time, level, message, what a request took, its id."""
 
-    def __init__(self, *, in_colour: bool = False) -> None:
-        renderer = ConsoleRenderer(columns=_columns(in_colour=in_colour), exception_formatter=plain_traceback)
+    def __init__(self, *, in_colour: bool = False, with_date: bool = False) -> None:
+        columns = _columns(in_colour=in_colour, with_date=with_date)
+        renderer = ConsoleRenderer(columns=columns, exception_formatter=plain_traceback)
         super().__init__(processors=[_as_line, renderer])
 
 
@@ -311,10 +334,10 @@ class _Level(_Cell):
         return _Cell(self.write, colour)(key, value)
 
 
-def _columns(*, in_colour: bool) -> list[Column]:
+def _columns(*, in_colour: bool, with_date: bool) -> list[Column]:
     dim = _DIM if in_colour else ""
     return [
-        Column("time", _Cell(_local_time, dim)),
+        Column("time", _Cell(_local_moment if with_date else _local_time, dim)),
         Column("level", _Level("{!s:<7}".format, dim)),
         Column("message", _Cell(str)),
         Column("lane", _Cell(str, dim)),
@@ -326,6 +349,11 @@ def _columns(*, in_colour: bool) -> list[Column]:
         # All others: their message tells people what these tell machines.
         Column("", _Cell(lambda _: "")),
     ]
+
+
+def _local_moment(stamp: object) -> str:
+    """A file is read days later, and elsewhere."""
+    return datetime.fromisoformat(str(stamp)).astimezone().isoformat(" ", timespec="milliseconds")
 
 
 def _local_time(stamp: object) -> str:

@@ -19,7 +19,7 @@ import msgspec
 
 from app.answers import FAILURE_CODE, FAILURE_REASON, explain
 from app.errors import BodyEncodingError
-from app.facts import RequestFacts, Stage, facts_of, stages_var
+from app.facts import QUIET_ROUTES, RequestFacts, Stage, facts_of, known_method, stages_var
 from app.logs import fields, request_id_var, trace_id_var
 from app.wire import ErrorResponse
 from batching import Lane, ShuttingDownError
@@ -40,10 +40,6 @@ REFUSAL = "laneway.refusal"
 """Set by the connection where it answered in the application's place, to which the client just left."""
 _ALLOWED_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 UNMATCHED_ROUTE = "unmatched"
-# RFC 9110, 9.3, and PATCH (RFC 5789). The parser knows some thirty more, from WebDAV to RTSP.
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
-# Asked for every few seconds by machines: counted like any other, but a line each would bury the rest.
-QUIET_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/live", "/metrics"})
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer. Nobody receives it; it is counted and logged."""
 
@@ -265,7 +261,7 @@ class _Exchange:
                 raise
             await self._answer(ShuttingDownError(), (b"connection", b"close"))
         except Exception as error:
-            logger.exception("%s %s failed", self._scope["method"], self.route)
+            logger.exception("%s %s failed", known_method(self._scope["method"]), self.route)
             if self._sent_status is not None:
                 self._app_scope[FAILURE_REASON] = explain(error).reason
                 raise  # half an answer is out: the server has to break the connection
@@ -369,11 +365,6 @@ def _told(outcome: Outcome) -> dict[str, object]:
     if outcome.code is not None:
         told["code"] = outcome.code
     return told
-
-
-def known_method(method: str) -> str:
-    """A method that there is; clients can make up others."""
-    return method if method in _METHODS else "other"
 
 
 def request_id_of(scope: Scope) -> str:

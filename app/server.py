@@ -140,6 +140,8 @@ def bind_socket(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        # Two sockets may be bound to one address as long as neither listens (SO_REUSEADDR, socket(7)).
+        sock.listen()
     except OSError as error:
         sock.close()
         raise BindError(_bind_advice(host, port, error)) from error

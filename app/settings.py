@@ -269,7 +269,7 @@ class ModelSettings:
     default_input_type: Annotated[str | None, _SOME_TEXT] = None
     """The prompt used when a request names none. Default: the model's own."""
     pass_timeout_s: Annotated[float, _duration_s()] = 120.0
-    """A worker that has not answered a pass by then is killed and restarted."""
+    """A worker is killed after 50 times a pass's predicted time, at least 10 s, and at most this setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +287,7 @@ class BatchingSettings:
     max_document_pass_ms: Annotated[float, _between(0, 600_000)] = 0.0
     """Longest pass of documents that no query waits for. 0: 200 on CPU, 60 on CUDA."""
     fill_ms: Annotated[float | None, _optional(0, _MINUTE_MS)] = None
-    """Passes with queries are filled with documents to so much. Default: half of max_pass_ms on CUDA, 0 on CPU."""
+    """Passes with queries are filled with documents to this. Default: half max_pass_ms on CUDA, 0 on CPU."""
     query_slo_ms: Annotated[float, _between(1, 60_000)] = 100.0
     """When a query that names no deadline wants its answer: it orders queries and ends none."""
     interruption_share: Annotated[float | None, _optional(0, 0.9)] = None

@@ -29,8 +29,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, format_trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from app.facts import RequestFacts, Stage
-from app.observe import CLIENT_CLOSED_REQUEST, QUIET_ROUTES, REQUEST_ID, UNMATCHED_ROUTE, Outcome, Scope
+from app.facts import QUIET_ROUTES, RequestFacts, Stage
+from app.observe import CLIENT_CLOSED_REQUEST, REQUEST_ID, UNMATCHED_ROUTE, Outcome, Scope
 from app.tracing import stages_of
 
 # https://github.com/open-telemetry/semantic-conventions-genai, docs/gen-ai/gen-ai-spans.md, as of 2026: in

@@ -83,19 +83,26 @@ class Server:
             ) from error
 
     def _get(self) -> tuple[int, bytes]:
-        parts = urlsplit(self.root)
-        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         try:
+            parts = urlsplit(self.root)
+            connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             if parts.scheme not in ("http", "https") or parts.hostname is None:
                 raise ValueError("it begins with neither http:// nor https://")
             connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_S)
         except ValueError as error:
             raise NoReadingError(f'"{self.url}" is no address of a server: {error}') from error
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise NoReadingError(
+                "the key cannot be sent: a character of it is no printable ASCII, such as a line's end"
+            )
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         try:
             connection.request("GET", f"{parts.path}/live", headers=headers)
             response = connection.getresponse()
             return response.status, response.read(_MAX_BODY_BYTES)
+        except UnicodeError as error:
+            # The host's name, in the form that is looked up: http://a..b
+            raise NoReadingError(f'"{self.url}" is no address of a server: {error}') from error
         except (OSError, http.client.HTTPException) as error:
             # A system's message without its number.
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -118,8 +125,13 @@ class View:
     """Why there is no new reading; ``None``: there is one."""
 
     def add(self, reading: LiveSnapshot) -> None:
-        """Take a reading, and forget what is older than a minute by the server's clock."""
+        """Take a reading, and forget what is older than a minute by the server's clock.
+
+        Where that clock was set back, nothing from before can be placed in time: all of it is forgotten.
+        """
         self.problem = None
+        if self.readings and reading.time_s < self.readings[-1].time_s:
+            self.readings.clear()
         self.readings.append(reading)
         while reading.time_s - self.readings[0].time_s > MINUTE_S:
             self.readings.popleft()

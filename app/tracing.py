@@ -52,9 +52,10 @@ def open_tracer(otlp_endpoint: str | None, *, version: str) -> "SpanTracer | Non
     asker = who_asks(otlp_endpoint, os.environ)
     if asker is None:
         return None
-    for name in _PROTOCOL_VARIABLES:
-        if os.environ.get(name, _PROTOCOL) not in ("", _PROTOCOL):
-            raise TracingError(f"{name} is {os.environ[name]}, but traces are sent as {_PROTOCOL} only")
+    # The variable of traces takes precedence over the one of all signals.
+    name = next((name for name in _PROTOCOL_VARIABLES if os.environ.get(name)), None)
+    if name is not None and os.environ[name] != _PROTOCOL:
+        raise TracingError(f"{name} is {os.environ[name]}, but traces are sent as {_PROTOCOL} only")
     try:
         from app.spans import SpanTracer, otlp_exporter
     except ModuleNotFoundError as error:

@@ -13,6 +13,9 @@ const EXAMPLE = [
 
 const list = () => byId("items");
 const rows = () => [...list().children];
+const numFree = () => MAX_INPUTS - rows().length;
+// URLs of the images' pictures: each keeps its file in memory until it is revoked.
+const pictures = new Set();
 let readsImages = false;
 let fusesText = false;
 
@@ -27,6 +30,7 @@ export function startInputs() {
   });
   byId("clear").addEventListener("click", () => {
     list().replaceChildren();
+    releasePictures();
     addRow({ role: "query" }).querySelector("textarea").focus();
     tell("");
   });
@@ -64,6 +68,17 @@ export function markRow(refused) {
   }
 }
 
+/** Let go of the files whose pictures are neither in the list nor in the results, and will not be. */
+export function releasePictures() {
+  // The answer that is awaited shows them, even those of rows that are gone by then.
+  if (byId("results").getAttribute("aria-busy") === "true") return;
+  const shown = new Set([...document.images].map((image) => image.src));
+  for (const url of [...pictures].filter((one) => !shown.has(one))) {
+    URL.revokeObjectURL(url);
+    pictures.delete(url);
+  }
+}
+
 function tell(text, action = null) {
   byId("inputs-notice").replaceChildren(text, ...(action ? [" ", action] : []));
 }
@@ -73,7 +88,7 @@ const nextRole = () => (rows().some((row) => row.querySelector("select").value =
 // Rows ------------------------------------------------------------------------------------------------------
 
 function addRow({ role, text = "", image = null, after = null }) {
-  if (rows().length >= MAX_INPUTS) {
+  if (!numFree()) {
     tell(`The playground compares up to ${MAX_INPUTS} inputs.`);
     return null;
   }
@@ -110,6 +125,7 @@ function textBox(row, text, label) {
 function removeRow(row) {
   const neighbour = row.nextElementSibling ?? row.previousElementSibling;
   row.remove();
+  releasePictures();
   (neighbour?.querySelector("textarea, .remove") ?? byId("add-text")).focus();
 }
 
@@ -126,6 +142,11 @@ function takePasted(event) {
   const text = event.clipboardData?.getData("text/plain") ?? "";
   const lines = text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
   if (!row || row.image || lines.length < 2) return;
+  // The first one goes where the text was pasted.
+  if (lines.length - 1 > numFree()) {
+    tell(`There is room for ${numFree() + 1} of these ${lines.length} lines, so they stay one text.`);
+    return;
+  }
   event.preventDefault();
   splitInto(row, lines, text);
 }
@@ -138,9 +159,7 @@ function splitInto(row, lines, text) {
   box.value = before.slice(0, start) + lines[0] + before.slice(end);
   const added = [];
   for (const line of lines.slice(1)) {
-    const next = addRow({ role: "document", text: line, after: added.at(-1) ?? row });
-    if (!next) return;
-    added.push(next);
+    added.push(addRow({ role: "document", text: line, after: added.at(-1) ?? row }));
   }
   added.at(-1).querySelector("textarea").focus();
   tell(`${lines.length} lines became ${lines.length} texts.`, el("button", { type: "button", class: "link", onclick: () => {
@@ -176,13 +195,32 @@ async function addImages(files) {
     return;
   }
   const images = files.filter((file) => file.type.startsWith("image/"));
-  tell(images.length < files.length ? `${files.length - images.length} of ${files.length} files are no images.` : "");
-  // A first row that nobody has written in only stands in the way.
-  if (images.length && rows().length === 1 && !readInputs().length) list().replaceChildren();
+  let numUnreadable = 0;
+  let numLeft = 0;
   for (const file of images) {
-    const image = { name: file.name || "image", data: await dataUri(file), shown: URL.createObjectURL(file) };
-    if (!addRow({ role: nextRole(), image })) return;
+    if (!numFree()) {
+      numLeft += 1;
+      continue;
+    }
+    const data = await dataUri(file).catch(() => null);
+    if (data === null) numUnreadable += 1;
+    // Asked again: others may have come while the file was read.
+    else if (numFree()) addImage(file, data);
+    else numLeft += 1;
   }
+  tell([
+    images.length < files.length && `${files.length - images.length} of ${files.length} files are no images.`,
+    numUnreadable && `${numUnreadable} of ${files.length} files could not be read.`,
+    numLeft && `${numLeft} of ${files.length} files were left out: the playground compares up to ${MAX_INPUTS} inputs.`,
+  ].filter(Boolean).join(" "));
+}
+
+function addImage(file, data) {
+  // A first row that nobody has written in only stands in the way.
+  if (rows().length === 1 && !readInputs().length) list().replaceChildren();
+  const shown = URL.createObjectURL(file);
+  pictures.add(shown);
+  addRow({ role: nextRole(), image: { name: file.name || "image", data, shown } });
 }
 
 function dataUri(file) {

@@ -17,13 +17,13 @@ let parts = null;
 let timer = null;
 // Each question's number: only the latest one asks again, however often the tab was hidden and shown meanwhile.
 let turn = 0;
-let lastModel;
-let lostAt = null;
+// Why the latest question had no answer; null: it had one.
+let lost = null;
 // Seconds before now that the numbers are of: by the slider, or for as long as the pointer is on a chart.
 let slidS = 0;
 let pointedS = null;
 
-/** Draw what there will be, and begin to ask. `onModel` is told the model's fingerprint whenever it changes. */
+/** Draw what there will be, and begin to ask. `onModel` is told the model's fingerprint with every answer; null while it loads. */
 export function startLive(onModel) {
   parts = draw();
   byId("lookback").addEventListener("input", (event) => {
@@ -42,16 +42,12 @@ async function poll(onModel) {
   const startedMs = performance.now();
   try {
     const told = await readLive();
-    lostAt = null;
+    lost = null;
     samples.push({ at: nowS(), told });
     while (samples[0].at < nowS() - CHART_S - 5) samples.shift();
-    const model = told.model?.fingerprint ?? null;
-    if (model !== lastModel) {
-      lastModel = model;
-      onModel(model);
-    }
+    onModel(told.model?.fingerprint ?? null);
   } catch (error) {
-    lostAt ??= { since: nowS(), why: error };
+    lost = error;
   }
   show();
   if (!document.hidden && mine === turn) timer = setTimeout(() => poll(onModel), Math.max(100, POLL_MS - (performance.now() - startedMs)));
@@ -234,7 +230,7 @@ function show() {
 function showHead(told) {
   const [state, text] = stateOf(told);
   byId("state").dataset.state = state;
-  byId("live").classList.toggle("stale", lostAt !== null);
+  byId("live").classList.toggle("stale", lost !== null);
   say(byId("state-text"), text);
   if (!told) return;
   say(byId("version"), told.version);
@@ -245,9 +241,9 @@ function showHead(told) {
 }
 
 function stateOf(told) {
-  if (lostAt !== null) {
+  if (lost !== null) {
     // Without a status nobody answered at all.
-    return ["lost", lostAt.why.status ? `refused: ${lostAt.why.message}` : "unreachable, asking again"];
+    return ["lost", lost.status ? `refused: ${lost.message}` : "unreachable, asking again"];
   }
   if (told === null) return ["waiting", "connecting"];
   return [told.state === "ready" ? "ready" : "waiting", told.state];

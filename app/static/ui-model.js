@@ -1,20 +1,18 @@
 // The model's card, and programs that use it.
 
 import { byId, bytes, copyButton, count, el } from "./ui-dom.js";
-import { key, readModel } from "./ui-server.js";
+import { key } from "./ui-server.js";
 
-/** Show the served model; returns its card, or null while it loads. */
-export async function showModel() {
-  let card = null;
-  let trouble = "The model is loading. Its card will be here.";
-  try {
-    card = await readModel();
-  } catch (error) {
-    trouble = error.message;
-  }
-  byId("model-card").replaceChildren(card ? drawCard(card) : el("p", { class: "hint" }, trouble));
-  byId("snippets").replaceChildren(drawSnippets(card?.id ?? "MODEL"));
-  return card;
+/** Show the served model's card, and programs for it. */
+export function showModel(card) {
+  byId("model-card").replaceChildren(drawCard(card));
+  showSnippets(card.id);
+}
+
+/** Say why there is no card. */
+export function showNoModel(why) {
+  byId("model-card").replaceChildren(el("p", { class: "hint" }, why));
+  showSnippets("MODEL");
 }
 
 function drawCard(card) {
@@ -83,6 +81,15 @@ print(queries.get_query_embedding("Where does the river end?")[:4])`,
 }
 
 let chosen = "curl";
+let drawnFor = null;
+
+/** Draw the programs where they are others than before: somebody may be about to copy one. */
+function showSnippets(model) {
+  const wanted = JSON.stringify([model, key.get() !== ""]);
+  if (wanted === drawnFor) return;
+  drawnFor = wanted;
+  byId("snippets").replaceChildren(drawSnippets(model));
+}
 
 function drawSnippets(model) {
   const codes = programs(location.origin, model, key.get() !== "");

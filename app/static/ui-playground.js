@@ -1,7 +1,7 @@
 // Embeds what was written, and shows how it compares.
 
 import { byId, count, duration, el, say } from "./ui-dom.js";
-import { allow, markRow, readInputs, startInputs } from "./ui-inputs.js";
+import { allow, markRow, readInputs, releasePictures, startInputs } from "./ui-inputs.js";
 import { drawComparison } from "./ui-results.js";
 import { embed } from "./ui-server.js";
 import { cosineMatrix, readVector } from "./ui-vectors.js";
@@ -66,6 +66,7 @@ async function run() {
     showError(inputs, error);
   } finally {
     setBusy(false);
+    releasePictures();
   }
 }
 
@@ -83,7 +84,7 @@ function showAnswer(inputs, { content, headers, tookMs }) {
     byId("summary"),
     `${count(vectors.length)} ${vectors.length === 1 ? "vector" : "vectors"} of ${count(vectors[0].length)} dimensions · `
       + `${count(content.usage.prompt_tokens)} tokens · ${duration(tookMs)} here, `
-      + `of it ${duration(server[0])} in the queue and ${duration(server[1])} on the device`,
+      + `${duration(server[0])} in the queue, ${duration(server[1])} of devices' time`,
   );
   const remarks = [
     [headers.get("x-truncated-inputs"), (value) => `Inputs that were cut to what the model reads: ${value}.`],

@@ -1,6 +1,7 @@
 // What the page asks this server, and nobody else. The key stays in this tab: sessionStorage is gone with it.
 
 const KEY = "laneway.key";
+const PATIENCE_MS = 5000;
 
 /** The API key, as far as the reader gave one. */
 export const key = {
@@ -30,13 +31,13 @@ async function answer(response) {
 
 /** The last seconds. */
 export async function readLive() {
-  const response = await fetch("/live", { headers: headers(), credentials: "omit", signal: AbortSignal.timeout(5000) });
+  const response = await fetch("/live", { headers: headers(), credentials: "omit", signal: AbortSignal.timeout(PATIENCE_MS) });
   return answer(response);
 }
 
 /** The card of the served model; null while it loads. */
 export async function readModel() {
-  const response = await fetch("/v1/models", { headers: headers(), credentials: "omit" });
+  const response = await fetch("/v1/models", { headers: headers(), credentials: "omit", signal: AbortSignal.timeout(PATIENCE_MS) });
   return (await answer(response)).data[0] ?? null;
 }
 

@@ -2,20 +2,43 @@
 
 import { byId } from "./ui-dom.js";
 import { startLive } from "./ui-live.js";
-import { showModel } from "./ui-model.js";
+import { showModel, showNoModel } from "./ui-model.js";
 import { startPlayground } from "./ui-playground.js";
-import { key } from "./ui-server.js";
+import { key, readModel } from "./ui-server.js";
 
 const playground = startPlayground();
 
-async function refreshModel() {
-  playground.setModel(await showModel());
+// The fingerprint that the card was asked for; undefined: never, or in vain.
+let asked;
+// Each question's number: an answer that is overtaken by a later question is not shown.
+let turn = 0;
+
+async function refreshModel(fingerprint) {
+  const mine = ++turn;
+  asked = fingerprint;
+  let card = null;
+  let trouble = "The model is loading. Its card will be here.";
+  let isAnswered = false;
+  try {
+    card = await readModel();
+    isAnswered = card !== null || fingerprint === null;
+  } catch (error) {
+    trouble = error.message;
+  }
+  if (mine !== turn) return;
+  // The next of the live page's answers makes it ask again.
+  if (!isAnswered) asked = undefined;
+  if (card) showModel(card);
+  else showNoModel(trouble);
+  playground.setModel(card);
 }
 
 byId("key").value = key.get();
 byId("key").addEventListener("change", (event) => {
   key.set(event.target.value.trim());
-  refreshModel();
+  refreshModel(asked);
 });
-startLive(refreshModel);
+startLive((fingerprint) => {
+  if (fingerprint !== asked) refreshModel(fingerprint);
+});
 byId("main").hidden = false;

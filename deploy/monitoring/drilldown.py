@@ -17,13 +17,12 @@ from deploy.monitoring.panels import (
 )
 from deploy.monitoring.promql import divide
 from deploy.monitoring.scopes import DRILL_DOWN, GPU, MODEL, TARGET, WORKER
+from deploy.monitoring.shared import BY_GPU, GPU_LEGEND, power_and_temperature, served_models
 
 UID = "laneway-workers"
 
 BY_WORKER = "instance, worker"
 WORKER_LEGEND = "{{instance}} · {{worker}}"
-BY_GPU = "instance, gpu"
-GPU_LEGEND = "{{instance}} · {{gpu}}"
 BUSY = WORKER.sum_rate("laneway_device_busy_seconds_total", by=BY_WORKER)
 GPU_MEMORY = divide(
     GPU.aggregate("max", "laneway_gpu_memory_used_bytes", by=BY_GPU),
@@ -170,7 +169,7 @@ def _add_cost(layout: Layout) -> None:
         "laneway_cost_token_seconds": ("A token", "What each further token costs, in a short input."),
         "laneway_cost_image_token_seconds": (
             "A token of an image",
-            "What a token of an image costs, tower included.",
+            "What a token of an image costs beyond any other: the part of the image tower.",
         ),
     }
     layout.add(
@@ -185,10 +184,13 @@ def _add_cost(layout: Layout) -> None:
         ),
         timeseries(
             "Error of the prediction",
-            "How far the worst hundredth of recent passes was from its predicted time: 0.2 is a fifth.",
-            # The larger one of the median and the 99th percentile.
+            "How much longer than predicted recent passes took, as part of the prediction: 99 of 100 took "
+            "less. 0.2 is a fifth.",
             Query(
-                expression=MODEL.aggregate("max", "laneway_cost_residual_ratio", by=by_model), legend=legend
+                expression=MODEL.aggregate(
+                    "max", "laneway_cost_residual_ratio", 'percentile="99"', by=by_model
+                ),
+                legend=legend,
             ),
             unit=RATIO,
         ),
@@ -248,21 +250,8 @@ def _add_gpus(layout: Layout) -> None:
             ),
             unit=BYTES,
         ),
-        timeseries(
-            "Power and temperature",
-            "What the board draws, and, on the right, how hot the chip is. Power that falls at full load is "
-            "throttling.",
-            Query(
-                expression=GPU.aggregate("max", "laneway_gpu_power_watts", by=BY_GPU),
-                legend=f"power, {GPU_LEGEND}",
-            ),
-            Query(
-                expression=GPU.aggregate("max", "laneway_gpu_temperature_celsius", by=BY_GPU),
-                legend=f"temperature, {GPU_LEGEND}",
-            ),
-            unit="watt",
-        ),
-        width=8,
+        *power_and_temperature(GPU),
+        width=6,
     )
 
 
@@ -277,20 +266,7 @@ def _with_uuid(counter: str) -> str:
 def _add_programs(layout: Layout) -> None:
     layout.row("Programs")
     layout.add(
-        facts(
-            "Models",
-            "What each instance serves.",
-            MODEL.select("laneway_model_info"),
-            {
-                "instance": "Instance",
-                "model": "Model",
-                "source": "Source",
-                "device": "Device",
-                "dtype": "Dtype",
-                "dimension": "Dimension",
-                "fingerprint": "Fingerprint",
-            },
-        ),
+        served_models(),
         facts(
             "Versions",
             "Of Laneway and of what computes. Instances behind one address should have the same.",

@@ -13,12 +13,12 @@ from deploy.monitoring.panels import (
     Query,
     Steps,
     dashboard,
-    facts,
     stat,
     timeseries,
 )
 from deploy.monitoring.promql import divide
 from deploy.monitoring.scopes import MODEL, PAGE, TARGET
+from deploy.monitoring.shared import BY_GPU, GPU_LEGEND, power_and_temperature, served_models
 
 UID = "laneway-overview"
 
@@ -143,24 +143,7 @@ def _add_glance(layout: Layout) -> None:
         width=3,
         height=4,
     )
-    layout.add(
-        facts(
-            "What is served",
-            "The model of each instance. Vectors of different fingerprints must not be mixed in one index.",
-            MODEL.select("laneway_model_info"),
-            {
-                "instance": "Instance",
-                "model": "Model",
-                "source": "Source",
-                "device": "Device",
-                "dtype": "Dtype",
-                "dimension": "Dimension",
-                "fingerprint": "Fingerprint",
-            },
-        ),
-        width=24,
-        height=4,
-    )
+    layout.add(served_models(), width=24, height=4)
 
 
 def _add_requests(layout: Layout) -> None:
@@ -476,8 +459,9 @@ def _add_passes(layout: Layout) -> None:
         timeseries(
             "Overtaking",
             "Passes of queries that overtook one of documents, those that ran between two of its layers, "
-            "and, on the right, the part of the devices' time that this cost (bounded by "
-            "interruption_share).",
+            "and, on the right, the part of the devices' time that passes with queries cost beyond the "
+            "queries' own work while others waited. It may lie above interruption_share, which spares "
+            "documents interruptions only until a pass has run for long.",
             Query(expression=MODEL.sum_rate("laneway_urgent_passes_total"), legend="overtook"),
             Query(expression=MODEL.sum_rate("laneway_interruptions_total"), legend="interrupted"),
             Query(
@@ -683,15 +667,14 @@ def _add_gpus(layout: Layout) -> None:
     memory = divide(
         TARGET.select("laneway_gpu_memory_used_bytes"), TARGET.select("laneway_gpu_memory_total_bytes")
     )
-    by_gpu = "instance, gpu"
-    legend = "{{instance}} · {{gpu}}"
     layout.add(
         timeseries(
             "Utilisation",
             "Part of the time in which a kernel ran, whoever it belonged to. Absent under MIG, where the "
             "driver does not tell.",
             Query(
-                expression=TARGET.aggregate("max", "laneway_gpu_utilization_ratio", by=by_gpu), legend=legend
+                expression=TARGET.aggregate("max", "laneway_gpu_utilization_ratio", by=BY_GPU),
+                legend=GPU_LEGEND,
             ),
             unit=RATIO,
             max_value=1,
@@ -699,24 +682,10 @@ def _add_gpus(layout: Layout) -> None:
         timeseries(
             "Memory",
             "Used memory as part of all, whoever uses it.",
-            Query(expression=f"max by ({by_gpu}) ({memory})", legend=legend),
+            Query(expression=f"max by ({BY_GPU}) ({memory})", legend=GPU_LEGEND),
             unit=RATIO,
             max_value=1,
         ),
-        timeseries(
-            "Power",
-            "What the board draws.",
-            Query(expression=TARGET.aggregate("max", "laneway_gpu_power_watts", by=by_gpu), legend=legend),
-            unit="watt",
-        ),
-        timeseries(
-            "Temperature",
-            "Of the chip. Near its limit it is slowed down, and passes take longer than predicted.",
-            Query(
-                expression=TARGET.aggregate("max", "laneway_gpu_temperature_celsius", by=by_gpu),
-                legend=legend,
-            ),
-            unit="celsius",
-        ),
+        *power_and_temperature(TARGET),
         width=6,
     )

@@ -695,18 +695,25 @@ async def test_statistics_tell_what_became_of_fetches(network: Network):
     await fetcher.close()
 
 
-async def test_the_log_names_host_and_reason_and_no_secret(
+async def test_the_log_names_the_reason_and_nothing_of_the_address(
     network: Network, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO", logger="app.fetch")
     fetcher = network.fetcher()
-    for url in (network.url("/?sig=s3cret", host="inside.test"), "http://me:s3cret@images.test/"):
+    for url in (
+        network.url("/?sig=s3cret", host="inside.test"),
+        network.url(host="sk-s3cret.invalid"),
+        network.url(host="10.1.2.3"),
+        "http://me:s3cret@images.test/",
+    ):
         with pytest.raises(FetchError):
             await fetch(fetcher, url)
     await fetcher.close()
     assert caplog.messages == [
-        "an image was not fetched: blocked: 'inside.test' resolves to 127.0.0.1",
-        "an image was not fetched: invalid_url: it is no URL of an image",
+        "an image was not fetched: blocked",
+        "an image was not fetched: unreachable",
+        "an image was not fetched: blocked",
+        "an image was not fetched: invalid_url",
     ]
 
 

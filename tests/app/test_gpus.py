@@ -123,6 +123,28 @@ async def test_the_real_library_has_all_that_is_asked_of_it():
         assert list(read_gpus(real)) != []
 
 
+async def test_an_error_of_the_binding_is_told_once_and_tried_again_after_a_minute(
+    caplog: pytest.LogCaptureFixture,
+):
+    """It decodes names itself, and raises what decoding raises."""
+    caplog.set_level(logging.INFO, logger="app.gpus")
+
+    class Garbled(FakeNvml):
+        def nvmlDeviceGetName(self, handle: Any) -> str:
+            return b"NVIDIA \xff".decode()
+
+    nvml = Garbled()
+    gpus, clock = gpus_of(nvml)
+    for _ in range(3):
+        assert await gpus.refresh() == ()
+        clock.now_s += RETRY_AFTER_S - 1
+        assert await gpus.refresh() == ()
+        clock.now_s += 1
+    assert nvml.num_readings == 3
+    (message,) = caplog.messages
+    assert message.startswith("no metrics of GPUs: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff")
+
+
 # Asking again ----------------------------------------------------------------------------------------------
 
 

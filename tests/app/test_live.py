@@ -70,7 +70,7 @@ def pass_of(*, device_s: float, num_tokens: int = 100, error: str | None = None)
         predicted_s=device_s,
         oldest_wait_s=0.0,
         is_urgent=False,
-        may_interrupt=False,
+        breaks_in=False,
         error=error,
     )
 
@@ -115,7 +115,7 @@ def test_lanes_are_counted_apart():
     view, clock = view_of()
     answer(view, lane=Lane.QUERY, duration_s=0.004)
     answer(view, lane=Lane.DOCUMENT, duration_s=2.0)
-    answer(view, lane=None, status=404, route="unmatched")
+    answer(view, lane=None, status=503, route="unmatched")
     view.observe_embeddings(embeddings_of(5), lane=Lane.QUERY)
     view.observe_embeddings(embeddings_of(*[100] * 50), lane=Lane.DOCUMENT)
     clock.now_s += 1
@@ -209,7 +209,7 @@ def test_a_pass_longer_than_the_window_fills_it():
 
 def test_interruptions_are_counted():
     view, clock = view_of()
-    view.observe_pass(replace(pass_of(device_s=0.01), may_interrupt=True))
+    view.observe_pass(replace(pass_of(device_s=0.01), breaks_in=True))
     view.observe_pass(pass_of(device_s=0.01))
     clock.now_s += 1
     assert view.snapshot().device.interruptions_per_s == 0.1
@@ -243,8 +243,8 @@ def test_a_loading_server_has_a_stage_and_no_model():
     assert snapshot.lanes.query.waiting_items == 0
 
 
-def test_a_request_costs_a_few_microseconds():
-    """It is told of every request and of every pass. Ten times what was measured: 2 us on one core."""
+def test_a_request_and_a_pass_cost_less_than_40_microseconds():
+    """It is told of every request and of every pass. Measured: 2 us on one core; the bound is for busy ones."""
     view, clock = view_of()
     embeddings, a_pass = embeddings_of(10), pass_of(device_s=0.01)
     fastest_s = float("inf")
@@ -259,7 +259,7 @@ def test_a_request_costs_a_few_microseconds():
     assert fastest_s < 40e-6
 
 
-def test_a_reading_takes_a_millisecond_at_most_whatever_the_load():
+def test_a_reading_takes_less_than_3_milliseconds_whatever_the_load():
     view, clock = view_of()
     rng = np.random.default_rng(1)
     for _ in range(WINDOW_S):
@@ -346,7 +346,8 @@ async def test_a_request_shows_up_in_its_lane():
     assert [lane.requests_per_s for lane in lanes] == [1, 1, 1]
     assert [lane.items_per_s for lane in lanes] == [1, 2, 1]
     assert all(lane.p99_ms for lane in lanes)
-    assert (told.http.requests_per_s, told.http.errors_per_s) == (4, 1)
+    # The last was the client's mistake.
+    assert (told.http.requests_per_s, told.http.errors_per_s) == (4, 0)
 
 
 async def test_nothing_that_a_client_wrote_is_told():

@@ -1,5 +1,6 @@
 """What a log line says, what it never says, and where it goes."""
 
+import errno
 import io
 import json
 import logging
@@ -398,6 +399,31 @@ def test_a_folder_that_went_away_loses_lines_and_no_requests(tmp_path: Path, std
     assert log.files == {"log": ["two"]}
 
 
+@pytest.mark.parametrize("bounds", [{"max_age_s": HOUR_S}, {"max_bytes": 700}], ids=["age", "size"])
+def test_a_file_that_cannot_be_put_away_is_written_on_and_tried_again(
+    tmp_path: Path, stderr: Written, monkeypatch: pytest.MonkeyPatch, bounds: dict[str, int]
+):
+    """Its folder may be read-only, while the file that was opened there before is not."""
+    attempts: list[Path] = []
+
+    def refuse(path: Path, target: Path) -> None:
+        attempts.append(path)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    log = Log(tmp_path / "log", **bounds)
+    messages = [f"{hour} {half}" + 150 * "." for hour in range(4) for half in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        for number, message in enumerate(messages):
+            log.write(message, at_s=(100_000 + number / 2) * HOUR_S)
+    # One attempt an hour, or one for so many bytes, and not one a line.
+    assert 2 <= len(attempts) <= len(messages) / 2
+    assert log.files == {"log": messages}
+    assert stderr.text == f"the log file {tmp_path / 'log'} cannot be put away: Permission denied\n"
+    log.write("later" + 300 * ".", at_s=100_004 * HOUR_S)
+    assert log.files == {"log": ["later" + 300 * "."], "log.1": messages}
+
+
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path):
     with pytest.raises(LogFileError, match=f"^cannot write the log file {tmp_path}: Is a directory$"):
         Log(tmp_path)
@@ -411,3 +437,9 @@ def test_a_server_without_its_log_file_does_not_start(
     assert run(["serve", "--log-file", str(missing)]) == 1
     line = f"laneway: cannot write the log file {missing}: No such file or directory\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_text_line_in_a_file_has_its_day_and_its_zone():
+    """A file is read days later, and elsewhere."""
+    shown = TextFormatter(with_date=True).format(record_of(logging.INFO, "something"))
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d ", shown)

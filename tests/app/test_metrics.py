@@ -33,7 +33,7 @@ REPORT = PassReport(
     predicted_s=0.014,
     oldest_wait_s=0.001,
     is_urgent=False,
-    may_interrupt=False,
+    breaks_in=False,
 )
 
 CARD_MEMORY = DeviceMemory(allocated_bytes=300, reserved_bytes=700, peak_allocated_bytes=500)

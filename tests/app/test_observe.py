@@ -11,6 +11,7 @@ from litestar import Litestar, Response, get, post
 from litestar.params import FromPath
 
 from app.engine import Engine
+from app.facts import QUIET_ROUTES
 from app.logs import (
     JsonFormatter,
     TextFormatter,
@@ -20,6 +21,7 @@ from app.logs import (
     request_id_var,
 )
 from app.observe import ObservedApp, choose_request_id
+from app.routes import live, operations
 from app.settings import LogFormat
 from model.worker import LoadOptions
 from tests.app.fakes import with_settings
@@ -288,6 +290,21 @@ async def test_a_request_is_one_line(log: io.StringIO):
 async def test_health_checks_do_not_fill_the_log(log: io.StringIO):
     await Exchange().run("GET", "/health/live")
     assert [line["level"] for line in lines(log)] == ["debug"]
+
+
+def test_every_path_of_a_probe_is_quiet():
+    """A path that is added to one of these handlers is asked for as often."""
+    handlers = (operations.live, operations.ready, operations.metrics, live.read_live)
+    assert {path for handler in handlers for path in handler.paths} == QUIET_ROUTES
+
+
+async def test_a_method_that_a_client_made_up_is_not_logged(log: io.StringIO):
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    await Exchange(fail).run("SK-SECRET", "/")
+    assert "SK-SECRET" not in log.getvalue()
+    assert lines(log)[0]["message"] == "other unmatched failed"
 
 
 async def test_no_line_of_a_request_holds_what_the_client_sent(log: io.StringIO):

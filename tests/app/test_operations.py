@@ -84,7 +84,7 @@ def report(*, error: str | None = None) -> PassReport:
         predicted_s=0.014,
         oldest_wait_s=0.001,
         is_urgent=False,
-        may_interrupt=False,
+        breaks_in=False,
         error=error,
     )
 

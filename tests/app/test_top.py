@@ -207,6 +207,11 @@ def test_a_view_remembers_a_minute():
     assert (view.readings[0].time_s, view.readings[-1].time_s) == (139, 199)
 
 
+def test_a_clock_that_was_set_back_leaves_no_readings_of_a_time_to_come():
+    view = view_of(*(reading(time_s=float(second)) for second in (100, 101, 40, 41)))
+    assert [one.time_s for one in view.readings] == [40, 41]
+
+
 def test_a_reading_ends_a_problem():
     view = view_of(problem="cannot reach it")
     view.add(reading())
@@ -307,10 +312,29 @@ def test_what_is_no_reading_is_one_line(
     assert str(caught.value) == message.replace("URL", url_of(server))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://here", "http://", "http://here:eight"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://here", "http://", "http://here:eight", "http://a..b", "http://[here"]
+)
 def test_what_is_no_url_is_said_so(url: str):
-    with pytest.raises(NoReadingError, match=f'^"{url}" is no address of a server: '):
+    with pytest.raises(NoReadingError) as caught:
         Server(url=url).read()
+    assert str(caught.value).startswith(f'"{url}" is no address of a server: ')
+
+
+@pytest.mark.parametrize("api_key", ["two\nlines", "snow\N{SNOWMAN}"])
+def test_a_key_that_cannot_be_sent_is_said_so_and_not_shown(api_key: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["top", "--once", "--url", "http://127.0.0.1:9", "--api-key", api_key]) == 1
+    assert capsys.readouterr().err == (
+        "laneway: the key cannot be sent: a character of it is no printable ASCII, such as a line's end\n"
+    )
+
+
+def test_the_key_may_come_from_the_environment(
+    server: Running, answers: Answers, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LANEWAY_API_KEY", "secret")
+    assert run(["top", "--once", "--url", url_of(server)]) == 0
+    assert answers.keys == [b"Bearer secret"]
 
 
 def test_once_prints_plain_text(server: Running, capsys: pytest.CaptureFixture[str]):

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from app.facts import Computed, RequestFacts, Stage, note_stage, stages_var
+from app.facts import QUIET_ROUTES, Computed, RequestFacts, Stage, note_stage, stages_var
 from app.logs import trace_id_var
 from app.settings import ServerSettings
 from app.spans import SpanTracer, otlp_exporter
@@ -139,7 +139,7 @@ async def test_a_share_of_requests_can_be_sampled(monkeypatch: pytest.MonkeyPatc
     assert traced.spans == {}
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
+@pytest.mark.parametrize("path", sorted(QUIET_ROUTES))
 async def test_what_machines_ask_every_few_seconds_is_not_traced(path: str):
     traced = Traced()
     await traced.gateway.get(path)
@@ -327,6 +327,18 @@ def test_a_protocol_that_we_do_not_speak_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(TracingError, match=r"^OTEL_EXPORTER_OTLP_PROTOCOL is grpc, but traces are sent as http/protobuf only$"):  # fmt: skip
         open_tracer("http://here:4317", version="1")
+
+
+def test_the_protocol_of_traces_goes_before_the_one_of_all_signals(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    tracer = open_tracer("http://here:4318", version="1")
+    assert tracer is not None
+    tracer.close()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
+    with pytest.raises(TracingError, match=r"^OTEL_EXPORTER_OTLP_TRACES_PROTOCOL is grpc"):
+        open_tracer("http://here:4318", version="1")
 
 
 @pytest.mark.parametrize("url", ["localhost:4318", "grpc://here", "http://here/?x=1", "http://"])

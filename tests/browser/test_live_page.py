@@ -9,7 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.live import LiveGpu
 from tests.app.fakes import FakeEngine
@@ -188,6 +188,36 @@ def test_a_loading_model_shows_its_stage_and_then_its_card(open_page: OpenPage, 
     expect(page.locator("#state-text")).to_have_text("ready")
     expect(page.locator("#model-card dd >> nth=0")).to_contain_text("tiny")
     expect(page.locator("#snippet")).to_contain_text('"model":"tiny"')
+
+
+def test_a_card_that_could_not_be_had_is_asked_for_again(open_page: OpenPage, serve: Serve):
+    engine = FakeEngine(stage="loading")
+    page = open_page(serve(engine), expects=("ERR_FAILED",)).page
+    expect(page.locator("#model-card")).to_contain_text("loading")
+    page.route("**/v1/models", lambda route: route.abort())
+    engine.stage = "ready"
+    expect(page.locator("#model-card")).not_to_contain_text("loading")
+    assert page.locator("#model-card dl").count() == 0
+    page.unroute("**/v1/models")
+    expect(page.locator("#model-card dd >> nth=0")).to_contain_text("tiny")
+
+
+def test_an_answer_about_an_earlier_model_is_not_shown(open_page: OpenPage, serve: Serve):
+    """The first question is answered last: while it waited the model became ready, and was asked for again."""
+    engine = FakeEngine(stage="loading")
+    page = open_page(serve(engine)).page
+    expect(page.locator("#model-card")).to_contain_text("loading")
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route), times=1)
+    with page.expect_request("**/v1/models"):
+        page.fill("#key", "sk-mine")
+        page.press("#key", "Tab")
+    engine.stage = "ready"
+    expect(page.locator("#model-card dd >> nth=0")).to_contain_text("tiny")
+    with page.expect_response("**/v1/models"):
+        held[0].fulfill(json={"object": "list", "data": []})
+    page.evaluate("() => new Promise((done) => setTimeout(done))")
+    expect(page.locator("#model-card dd >> nth=0")).to_contain_text("tiny")
 
 
 def test_a_hidden_tab_asks_for_nothing(open_page: OpenPage, serve: Serve):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from tests.app.fakes import FakeEngine
 from tests.browser.conftest import OpenPage, Serve, Watched
@@ -228,22 +228,117 @@ def test_everything_has_a_name_for_who_does_not_see_it(golden_server: RunningSer
     assert nameless == []
 
 
+PASTE = """(text) => {
+    const transfer = new DataTransfer();
+    transfer.setData("text/plain", text);
+    return document.activeElement.dispatchEvent(
+        new ClipboardEvent("paste", {bubbles: true, cancelable: true, clipboardData: transfer}));
+}"""
+"""Whether the browser is left to paste the text as it is."""
+
+
 def test_pasted_lines_become_texts_and_can_be_taken_back(open_page: OpenPage, serve: Serve):
     origin = serve(FakeEngine())
     page = ready(open_page(origin))
     write(page, "")
-    paste = """(text) => {
-        const transfer = new DataTransfer();
-        transfer.setData("text/plain", text);
-        document.activeElement.dispatchEvent(
-            new ClipboardEvent("paste", {bubbles: true, cancelable: true, clipboardData: transfer}));
-    }"""
-    page.evaluate(paste, "first\r\n\r\nsecond\nthird\n")
+    page.evaluate(PASTE, "first\r\n\r\nsecond\nthird\n")
     texts = "[...document.querySelectorAll('#items textarea')].map((one) => one.value)"
     assert page.evaluate(texts) == ["first", "second", "third"]
     expect(page.locator("#inputs-notice")).to_contain_text("3 lines became 3 texts.")
     page.click("text=Keep them as one text")
     assert page.evaluate(texts) == ["first\n\nsecond\nthird".replace("\n\n", "\r\n\r\n", 1).replace("\r", "")]
+
+
+def test_pasted_lines_that_have_no_room_stay_one_text(open_page: OpenPage, serve: Serve):
+    page = ready(open_page(serve(FakeEngine())))
+    write(page, "one", "two")
+    lines = [f"line {number}" for number in range(64)]
+    assert page.evaluate(PASTE, "\n".join(lines)) is True
+    expect(page.locator("#inputs-notice")).to_have_text(
+        "There is room for 63 of these 64 lines, so they stay one text."
+    )
+    assert page.locator("#items > li").count() == 2
+    assert page.evaluate(PASTE, "\n".join(lines[:63])) is False
+    assert page.locator("#items > li").count() == 64
+
+
+KEEP_COUNT = """() => {
+    window.held = new Set();
+    const [create, revoke] = [URL.createObjectURL, URL.revokeObjectURL];
+    URL.createObjectURL = (file) => { const url = create.call(URL, file); held.add(url); return url; };
+    URL.revokeObjectURL = (url) => { held.delete(url); revoke.call(URL, url); };
+}"""
+"""From now on ``held`` has the URLs that keep a file in memory."""
+
+
+def images(num: int) -> list[FilePayload]:
+    content = (IMAGES / "image0.png").read_bytes()
+    return [{"name": f"{number}.png", "mimeType": "image/png", "buffer": content} for number in range(num)]
+
+
+def test_images_that_are_shown_nowhere_are_let_go(golden_server: RunningServer, open_page: OpenPage):
+    page = ready(open_page(golden_server.root))
+    page.evaluate(KEEP_COUNT)
+    write(page, "colours")
+    page.set_input_files("#image-files", images(2))
+    expect(page.locator(".of-image")).to_have_count(2)
+    page.click("#embed")
+    page.wait_for_selector(".matrix")
+    page.click(".of-image .remove >> nth=0")
+    assert page.evaluate("held.size") == 2  # the matrix shows it still
+    page.click("#embed")
+    expect(page.locator(".matrix tbody tr")).to_have_count(2)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    assert page.evaluate("held.size") == 1
+    page.click("#clear")
+    page.keyboard.insert_text("colours")
+    page.click("#embed")
+    expect(page.locator(".matrix tbody tr")).to_have_count(1)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    assert page.evaluate("held.size") == 0
+
+
+def test_an_image_that_is_removed_while_it_is_embedded_is_in_the_answer(
+    golden_server: RunningServer, open_page: OpenPage
+):
+    page = ready(open_page(golden_server.root))
+    write(page, "colours")
+    page.set_input_files("#image-files", images(1))
+    expect(page.locator(".of-image")).to_have_count(1)
+    waiting: list[Route] = []
+    page.route("**/v1/embeddings", lambda route: waiting.append(route))
+    with page.expect_request("**/v1/embeddings"):
+        page.click("#embed")
+    page.click(".of-image .remove")
+    waiting[0].continue_()
+    expect(page.locator(".matrix img")).to_have_count(1)
+    page.wait_for_function("document.querySelector('.matrix img').naturalWidth > 0")
+
+
+def test_images_beyond_the_limit_are_counted_and_not_read(golden_server: RunningServer, open_page: OpenPage):
+    page = ready(open_page(golden_server.root))
+    page.evaluate(KEEP_COUNT)
+    write(page, "colours")
+    page.set_input_files(
+        "#image-files", [*images(65), {"name": "a.txt", "mimeType": "text/plain", "buffer": b""}]
+    )
+    expect(page.locator("#inputs-notice")).to_have_text(
+        "1 of 66 files are no images. 2 of 66 files were left out: the playground compares up to 64 inputs."
+    )
+    assert page.locator(".of-image").count() == 63
+    assert page.evaluate("held.size") == 63
+
+
+def test_a_file_that_cannot_be_read_is_said_so(golden_server: RunningServer, open_page: OpenPage):
+    """It was removed, say, between choosing and reading it."""
+    page = ready(open_page(golden_server.root))
+    write(page, "")
+    page.evaluate(
+        """() => { FileReader.prototype.readAsDataURL = function () { setTimeout(() => this.onerror()); }; }"""
+    )
+    page.set_input_files("#image-files", images(1))
+    expect(page.locator("#inputs-notice")).to_have_text("1 of 1 files could not be read.")
+    assert page.locator("#items > li").count() == 1
 
 
 def test_a_refusal_is_told_in_the_servers_words_at_the_input_it_means(

@@ -164,6 +164,30 @@ def test_overrides_are_of_lines_that_the_panel_has(page: dict[str, Any]) -> None
 
 
 @every_page
+def test_what_is_said_to_be_on_the_right_is_there(page: dict[str, Any]) -> None:
+    for panel in panels(page):
+        placements = {
+            one["value"]
+            for override in panel["fieldConfig"]["overrides"]
+            for one in override["properties"]
+            if one["id"] == "custom.axisPlacement"
+        }
+        if "on the right" in panel["description"]:
+            assert placements == {"right"}, panel["title"]
+
+
+@every_page
+def test_a_line_is_in_the_unit_that_its_series_is_named_by(page: dict[str, Any]) -> None:
+    """Degrees on an axis of watts look like a number all the same."""
+    for panel in panels(page):
+        units = {"watt": "_watts", "celsius": "_celsius"}
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            for own, ending in units.items():
+                assert (unit == own) == bool(re.search(rf"{ending}\b", target["expr"])), panel["title"]
+
+
+@every_page
 def test_legends_are_of_labels_that_are_left(page: dict[str, Any]) -> None:
     for panel in panels(page):
         for target in panel["targets"]:
