@@ -42,6 +42,16 @@ MEASUREMENTS = [
 ]
 """What each row says, the stored result it comes from, and the ratio's name there."""
 
+LANES = "lanes-sleeping-7b-cpu"
+LANE_RATIOS = [
+    ("A query's 99th percentile among documents over that of queries alone", "MIX / Q, p99"),
+    ("... with two in a hundred documents of 8,192 tokens, over that without them", "MIX+long / MIX, p99"),
+    ("... in one line for all, without a bound on passes, over that in lanes", "FIFO / MIX, p99"),
+    ("... in passes of 16 inputs that wait 50 ms for company, over that in lanes", "SEED / MIX, p99"),
+    ("All tokens a second, queries among documents, over the bare worker's", "MIX / RAW, useful tokens"),
+    ("Documents alone over the bare worker", "D / RAW, useful tokens"),
+]
+
 
 def settings_table() -> str:
     """Every setting with its default and its meaning, as a Markdown table."""
@@ -61,10 +71,22 @@ def measurements_table() -> str:
     rows = ["| Throughput ratio | Median | 95 % interval |", "|---|---|---|"]
     for text, name, key in MEASUREMENTS:
         result = json.loads((RESULTS / f"{name}.json").read_text())
-        ratio = result.get("throughput_ratios", result)[key]
-        low, high = ratio["ci95"]
-        rows.append(f"| {text} | **{ratio['median']:.2f}** | {low:.2f} to {high:.2f} |")
+        rows.append(measurement_row(text, result.get("throughput_ratios", result)[key]))
     return "\n".join(rows)
+
+
+def lanes_table() -> str:
+    """The stored ratios of the lanes with their intervals, as a Markdown table."""
+    ratios = json.loads((RESULTS / f"{LANES}.json").read_text())["ratios"]
+    rows = [measurement_row(text, ratios[key]) for text, key in LANE_RATIOS]
+    return "\n".join(["| Ratio | Median | 95 % interval |", "|---|---|---|", *rows])
+
+
+def measurement_row(text: str, ratio: Mapping[str, Any]) -> str:
+    """One ratio: two digits behind the point, one from ten upwards."""
+    digits = 2 if ratio["median"] < 10 else 1
+    low, high = ratio["ci95"]
+    return f"| {text} | **{ratio['median']:.{digits}f}** | {low:.{digits}f} to {high:.{digits}f} |"
 
 
 def metrics_tables() -> str:
@@ -96,7 +118,7 @@ def labels_table() -> str:
 
 
 GENERATED = {
-    README: {"settings": settings_table, "measurements": measurements_table},
+    README: {"settings": settings_table, "lanes": lanes_table, "measurements": measurements_table},
     METRICS: {"metrics": metrics_tables, "labels": labels_table},
 }
 """What stands between the markers of each name, in each file."""
