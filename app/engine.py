@@ -143,7 +143,9 @@ class Embeddings:
     queue_s: float
     """Longest time that an input of the request waited."""
     compute_s: float
-    """Device time of the passes that the request's inputs ran in."""
+    """Device time of the passes that the request's inputs ran in, added up."""
+    worker_wait_s: float = 0.0
+    """Longest time that one of these passes was with its worker beyond its device time."""
     prepare_s: float = 0.0
     """From inputs to features, the wait for a tokeniser included."""
 
@@ -686,6 +688,7 @@ class Engine:
             num_dropped_tokens=tuple(one.num_dropped_tokens for one in features),
             queue_s=outcome.queue_s,
             compute_s=outcome.device_s,
+            worker_wait_s=outcome.runner_wait_s,
             prepare_s=prepare_s,
         )
 

@@ -89,8 +89,9 @@ REQUEST_DURATION = _requests.histogram(
 STAGE_DURATION = _requests.histogram(
     "laneway_stage_duration_seconds",
     "Where a request's time went. Fetch: loading its images; decode: reading their pixels; prepare: making "
-    "tokens; queue: the longest wait of its inputs; inference: device time of the passes they ran in, added "
-    "up where several workers compute at once; encode: from its vectors to the head of its answer.",
+    "tokens; queue: the longest wait of its inputs for a pass; worker: how long that pass was with its worker "
+    "beyond its device time, behind another or left for a query; inference: device time of the passes they "
+    "ran in, added up where several workers compute at once; encode: from its vectors to the head of its answer.",
     "model", "lane", "stage",
     buckets=LATENCY_BUCKETS_S,
 )  # fmt: skip
@@ -342,7 +343,7 @@ LABELS = {
     "status_class": "`2xx`, `4xx` or `5xx`",
     "model": "The name that the model is served under",
     "lane": "`query`, `document` or `batch`",
-    "stage": "`fetch`, `decode`, `prepare`, `queue`, `inference` or `encode`",
+    "stage": "`fetch`, `decode`, `prepare`, `queue`, `worker`, `inference` or `encode`",
     "reason": "What went wrong: one of the reasons in `app/answers.py`",
     "modality": "`text`, `image` or `text_image`; of tokens, `text` or `image`",
     "outcome": "What became of it: one of a few for each metric",

@@ -158,6 +158,7 @@ class Metrics:
         self._child(self._truncated_inputs, model).inc(num_truncated)
         self.observe_stage("prepare", embeddings.prepare_s, lane=lane)
         self.observe_stage("queue", embeddings.queue_s, lane=lane)
+        self.observe_stage("worker", max(0.0, embeddings.worker_wait_s), lane=lane)
         self.observe_stage("inference", embeddings.compute_s, lane=lane)
         if self._live is not None:
             self._live.observe_embeddings(embeddings, lane=lane)

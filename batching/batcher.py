@@ -46,6 +46,7 @@ class _Submission:
     outcome: asyncio.Future[SubmissionOutcome]
     results: dict[Entry, object] = field(default_factory=dict)
     queue_s: float = 0.0
+    runner_wait_s: float = 0.0
     device_s: float = 0.0
 
 
@@ -233,7 +234,7 @@ class Batcher:
         run_s = self._clock() - started_s
         del self._out[slot][composed]
         if isinstance(outcome, RunResult):
-            self._deliver(composed, outcome)
+            self._deliver(composed, outcome, run_s)
         else:
             self._try_again(composed, outcome)
         self._notify()
@@ -290,12 +291,13 @@ class Batcher:
 
     # Outcomes.
 
-    def _deliver(self, done: Pass, result: RunResult) -> None:
+    def _deliver(self, done: Pass, result: RunResult, run_s: float) -> None:
         outcomes = dict(zip(done.entries, result.results, strict=True))
         failed = [entry for entry, outcome in outcomes.items() if isinstance(outcome, Exception)]
         self._scheduler.finish(done, self._clock(), device_s=result.device_s, failed=failed)
         for submission in {self._owners[entry] for entry in done.entries if entry in self._owners}:
             submission.device_s += result.device_s
+            submission.runner_wait_s = max(submission.runner_wait_s, run_s - result.device_s)
         for entry, outcome in outcomes.items():
             if isinstance(outcome, Exception):
                 self._fail_entry(entry, outcome)
@@ -317,6 +319,7 @@ class Batcher:
                 SubmissionOutcome(
                     results=tuple(submission.results[entry] for entry in submission.entries),
                     queue_s=submission.queue_s,
+                    runner_wait_s=submission.runner_wait_s,
                     device_s=submission.device_s,
                 )
             )

@@ -49,6 +49,9 @@ class SubmissionOutcome:
     """Longest time that one of the items waited for the pass that answered it."""
     device_s: float
     """Device time of the distinct passes that the items were answered by, neighbours' work included."""
+    runner_wait_s: float = 0.0
+    """Longest time that one of these passes was with its runner beyond its device time: on its way, behind
+    the pass before it, or left for an urgent one."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -308,7 +308,8 @@ def _add_stages(layout: Layout) -> None:
     layout.row("Where the time goes")
     stages = (
         "fetch and decode: only requests with images. prepare: text to tokens. queue: the longest wait of "
-        "the request's inputs. inference: device time of its passes. encode: vectors to bytes."
+        "the request's inputs. worker: the wait at the worker for the pass before. inference: device time of "
+        "its passes, added up over workers. encode: vectors to bytes."
     )
     layout.add(
         *(

@@ -197,7 +197,7 @@ async def test_a_request_of_any_dialect_is_told_stage_by_stage(path: str, body: 
         for sample in metric.samples
         if sample.name == "laneway_stage_duration_seconds_count"
     }
-    assert stages == {"prepare": 1, "queue": 1, "inference": 1, "encode": 1}
+    assert stages == {"prepare": 1, "queue": 1, "worker": 1, "inference": 1, "encode": 1}
 
 
 async def test_stages_are_told_in_seconds_and_none_is_longer_than_the_request():

@@ -448,6 +448,7 @@ class TestTwoLines:
             # To the end of the block that runs, and its own pass.
             assert now_s() - began_s == pytest.approx(0.005 + 0.020)
             assert query.device_s == pytest.approx(0.020)
+            assert query.runner_wait_s == pytest.approx(0.005)
             assert (await documents).device_s == pytest.approx(0.220)
             assert runner.passes == [["a"], ["query"], ["b"]]
             shown = batcher.statistics()
