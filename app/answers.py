@@ -310,7 +310,16 @@ def _with_advice(request: Request[Any, Any, Any], error: Exception) -> Exception
     if not isinstance(error, HTTPException) or error.status_code not in ADVICE:
         return error
     detail = ADVICE[error.status_code](request, error)
-    return HTTPException(detail=detail, status_code=error.status_code, headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {**(headers or {}), "allow": ", ".join(_allowed_methods(error))}
+    return HTTPException(detail=detail, status_code=error.status_code, headers=headers)
+
+
+def _allowed_methods(error: HTTPException) -> list[str]:
+    """The methods that a path takes. The outer layer answers HEAD wherever there is a GET."""
+    methods = set((error.headers or {}).get("allow", "").split(", "))
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def not_found_advice(request: Request[Any, Any, Any], error: HTTPException) -> str:
@@ -318,7 +327,7 @@ def not_found_advice(request: Request[Any, Any, Any], error: HTTPException) -> s
     path: str = request.scope["path"]
     message = f"{request.method} {quoted(path)} is not served here."
     meant = nearest_path(path, [route.path for route in request.app.routes])
-    return f"{message} Did you mean {meant}?" if meant else f"{message} See GET /v1/models and /schema."
+    return f"{message} Did you mean {meant}?" if meant else f"{message} See /docs, /ui and GET /v1/models."
 
 
 def nearest_path(path: str, served: Sequence[str]) -> str | None:
@@ -334,7 +343,7 @@ def nearest_path(path: str, served: Sequence[str]) -> str | None:
 
 def wrong_method_advice(request: Request[Any, Any, Any], error: HTTPException) -> str:
     """Name the methods that the path takes."""
-    allowed = ", ".join(sorted((error.headers or {}).get("allow", "").split(", ")))
+    allowed = ", ".join(_allowed_methods(error))
     return f"{request.method} is not allowed on {quoted(request.scope['path'])}. Allowed: {allowed}."
 
 

@@ -305,7 +305,7 @@ async def test_a_path_that_is_not_served_is_an_error_like_any_other():
     )
     answer = await Gateway().post("/v1/chat/completions", {})
     assert answer.error["message"] == (
-        "POST '/v1/chat/completions' is not served here. See GET /v1/models and /schema."
+        "POST '/v1/chat/completions' is not served here. See /docs, /ui and GET /v1/models."
     )
 
 
@@ -314,6 +314,8 @@ async def test_a_wrong_method_is_told_the_right_ones():
     assert answer.status == 405
     assert answer.error["message"] == "GET is not allowed on '/v1/embeddings'. Allowed: OPTIONS, POST."
     assert set(answer.headers["allow"].split(", ")) == {"OPTIONS", "POST"}
+    answer = await Gateway().post("/v1/models", {})
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS", "whatever has a GET answers HEAD, too"
 
 
 async def test_a_host_header_with_a_path_in_it_is_refused():
