@@ -89,9 +89,10 @@ REQUEST_DURATION = _requests.histogram(
 STAGE_DURATION = _requests.histogram(
     "laneway_stage_duration_seconds",
     "Where a request's time went. Fetch: loading its images; decode: reading their pixels; prepare: making "
-    "tokens; queue: the longest wait of its inputs for a pass; worker: how long that pass was with its worker "
-    "beyond its device time, behind another or left for a query; inference: device time of the passes they "
-    "ran in, added up where several workers compute at once; encode: from its vectors to the head of its answer.",
+    "tokens; queue: the longest wait of its inputs for a pass; worker: how long that pass was with its "
+    "worker beyond its device time, behind another or left for a query; inference: device time of the "
+    "passes they ran in, added up where several workers compute at once; encode: from its vectors to the "
+    "head of its answer.",
     "model", "lane", "stage",
     buckets=LATENCY_BUCKETS_S,
 )  # fmt: skip
