@@ -39,8 +39,9 @@ Serve = Callable[..., str]
 """Serves the application around a fake engine, with these GPUs; returns its origin."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    # Not for the whole session: as long as it is open, its event loop runs in this thread, and no other can.
     with sync_playwright() as playwright:
         # Without a sandbox, because the tests may run as root, and nothing but our own page is opened.
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
@@ -48,7 +49,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def golden_server() -> Iterator[RunningServer]:
     """The tiny checkpoint, which reads texts and images."""
     running_server = start_server(str(GOLDEN_CHECKPOINT), "--workers", "1", "--no-openai-aliases")
@@ -78,7 +79,7 @@ def open_page(chromium: Browser, serve: Serve) -> Iterator[OpenPage]:
 
     def open_one(origin: str, *, expects: tuple[str, ...] = (), path: str = "/ui", **options: Any) -> Watched:
         context = chromium.new_context(**options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         watched = Watched(context.new_page(), origin)
 
         def complain(text: str) -> None:
