@@ -3,7 +3,7 @@
 import { byId, count, duration, el, say } from "./ui-dom.js";
 import { allow, markRow, readInputs, releasePictures, startInputs } from "./ui-inputs.js";
 import { drawComparison } from "./ui-results.js";
-import { embed } from "./ui-server.js";
+import { embed, readModel } from "./ui-server.js";
 import { cosineMatrix, readVector } from "./ui-vectors.js";
 
 let model = null;
@@ -59,8 +59,9 @@ async function run() {
   setBusy(true);
   try {
     const instruction = byId("instruction").value.trim();
-    // While it loads the server has no name to give, and says so in its own words.
-    const body = requestOf(inputs, { name: model?.id ?? "", instruction, encoding: byId("encoding").value });
+    // Somebody may be quicker than the card. While it loads the server has none, and says so in its own words.
+    const card = model ?? await readModel();
+    const body = requestOf(inputs, { name: card?.id ?? "", instruction, encoding: byId("encoding").value });
     showAnswer(inputs, await embed(body));
   } catch (error) {
     showError(inputs, error);

@@ -69,6 +69,13 @@ class Running:
             return client.read_reply()
 
 
+def taken_socket() -> socket.socket:
+    """Bound, and not listening: nobody else can take its port, and whoever connects is refused."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
 @contextmanager
 def running(app: ASGIApp, settings: ServerSettings | None = None) -> Generator[Running]:
     """Serve ``app`` behind the outer layer and the guard until the block ends."""

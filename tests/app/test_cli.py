@@ -20,6 +20,7 @@ from app import cli
 from app.cli import is_our_file, run
 from app.health import ask_readiness
 from app.server import bind_socket
+from tests.app.running import taken_socket
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,7 +160,7 @@ def test_healthcheck_tells_the_stage(
 
 
 def test_healthcheck_says_that_nobody_listens(capsys: pytest.CaptureFixture[str]):
-    with bind_socket("127.0.0.1", 0) as taken:  # bound, and not listening: nobody else can take it
+    with taken_socket() as taken:
         port = taken.getsockname()[1]
         assert run(["healthcheck", "--port", str(port)]) == 1
     assert capsys.readouterr().out == f"not ready: 127.0.0.1 port {port}: [Errno 111] Connection refused\n"
@@ -342,7 +343,6 @@ def test_the_tiny_model_says_that_its_vectors_mean_nothing(started):
 
 def test_a_port_in_use_is_one_line_and_1(capsys: pytest.CaptureFixture[str]):
     with bind_socket("127.0.0.1", 0) as taken:
-        taken.listen()
         port = taken.getsockname()[1]
         assert run(["serve", "--port", str(port)]) == 1
     assert capsys.readouterr().err == (

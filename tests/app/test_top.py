@@ -39,7 +39,7 @@ from app.top import (
     seconds,
     sparkline,
 )
-from tests.app.running import Running, live, running
+from tests.app.running import Running, live, running, taken_socket
 
 ROOT = Path(__file__).parents[2]
 
@@ -358,7 +358,7 @@ def test_where_the_output_is_no_terminal_one_reading_is_printed(
 
 
 def test_once_without_a_server_fails_in_one_line(capsys: pytest.CaptureFixture[str]):
-    with bind_socket("127.0.0.1", 0) as taken:  # bound, and not listening: nobody else can take it
+    with taken_socket() as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         assert run(["top", "--once", "--url", url]) == 1
     assert capsys.readouterr().err == f"laneway: cannot reach {url}: Connection refused\n"
@@ -469,7 +469,7 @@ def test_a_resized_terminal_is_filled_at_once(server: Running):
 
 def test_a_server_that_comes_back_is_watched_again(answers: Answers):
     """Restarts are what one watches."""
-    sock = bind_socket("127.0.0.1", 0)
+    sock = taken_socket()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     with terminal("top", "--url", url, "--interval", "0.2") as it:
         it.wait_for("cannot reach .*: Connection refused; trying again")

@@ -413,3 +413,27 @@ def test_a_text_never_becomes_markup(open_page: OpenPage, serve: Serve):
         "() => { try { document.body.innerHTML = '<b>x</b>'; return 'done'; } catch (error) { return error.name; } }"
     )
     assert refused == "TypeError"
+
+
+def test_who_is_quicker_than_the_models_card_gets_vectors_all_the_same(
+    golden_server: RunningServer, open_page: OpenPage
+):
+    """The name of the model is on the card: without it the request named none, and was refused."""
+    page = open_page(golden_server.root).page
+    page.wait_for_selector("#model-card dt")
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/v1/models", hold_the_first)
+    page.reload()
+    page.wait_for_selector('#state[data-state="ready"]')
+    expect(page.locator("#embed")).to_be_visible()
+    page.click("#embed")
+    page.wait_for_selector(".matrix")
+    assert len(held) == 1
+    held[0].continue_()
