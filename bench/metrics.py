@@ -62,7 +62,7 @@ def report_of(lane: Lane, num_texts: int) -> PassReport:
         predicted_s=0.0078,
         oldest_wait_s=0.0004,
         is_urgent=False,
-        may_interrupt=False,
+        breaks_in=False,
     )
 
 
