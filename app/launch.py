@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from app.console import Serving, announce, reporting
-from app.docs import docs_pages
 from app.engine import Engine
 from app.gpus import Gpus
 from app.lifecycle import FAILED, serve_until_stopped
@@ -27,11 +26,11 @@ from app.malloc import return_large_blocks
 from app.media import check_room
 from app.metrics import Metrics
 from app.observe import ObservedApp
+from app.pages import PAGES
 from app.prompts import check_default_input_type
 from app.server import url_of
 from app.settings import Settings
 from app.tracing import TracingError, open_tracer
-from app.ui import ui_pages
 from model import CheckpointError, ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def launch(
             on_pass=metrics.observe_pass,
             accept=partial(check_settings, settings),
         )
-        pages = [*docs_pages(), *ui_pages()]
+        pages = [handler for page in PAGES for handler in page.handlers()]
         app = ObservedApp(
             create_app(engine, settings, metrics, view=view, pages=pages, version=version),
             metrics,

@@ -14,13 +14,13 @@ from typing import Annotated
 import uvloop
 from cyclopts import App, Parameter
 
-from app.docs import docs_pages
 from app.engine import Engine, image_decoder
 from app.lifecycle import serve_until_stopped
 from app.logs import configure_logging
 from app.main import create_app
 from app.metrics import Metrics
 from app.observe import ObservedApp
+from app.pages import DOCS
 from app.server import bind_socket
 from app.settings import Settings
 from app.sources import Sources
@@ -56,7 +56,7 @@ def run(loader: str, settings: Settings) -> int:
             on_pass=metrics.observe_pass,
         )
         observed = ObservedApp(
-            create_app(engine, settings, metrics=metrics, pages=docs_pages(), version="bench"), metrics
+            create_app(engine, settings, metrics=metrics, pages=DOCS.handlers(), version="bench"), metrics
         )
         return runner.run(
             serve_until_stopped(

@@ -23,10 +23,10 @@ from app.dialects.original import (
 )
 from app.dialects.translation import Translation
 from app.outputs import texts_answer
+from app.pages import UI
 from app.routes.models import model_card
 from app.routes.translated import embed_translated, respond
 from app.services import services_of
-from app.ui import UI_PATH
 from app.wire import SimilarityResponse, TextsResponse
 
 TAGS = ["Original"]
@@ -46,7 +46,7 @@ def status(request: Request[Any, Any, Any]) -> Response[dict[str, Any] | None]:
     # Caches in between keep the two apart.
     varies = {"vary": "accept"}
     if prefers_html(request) and has_page(request):
-        headers = {**varies, "location": UI_PATH}
+        headers = {**varies, "location": UI.path}
         return Response(None, status_code=303, media_type="text/plain", headers=headers)
     return Response(status_of(request), headers=varies)
 
@@ -58,7 +58,7 @@ def prefers_html(request: Request[Any, Any, Any]) -> bool:
 
 def has_page(request: Request[Any, Any, Any]) -> bool:
     """Whether the page is part of this application."""
-    return any(route.path == UI_PATH for route in request.app.routes)
+    return any(route.path == UI.path for route in request.app.routes)
 
 
 def status_of(request: Request[Any, Any, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page as files and headers; ``tests/browser`` has it drawn."""
+"""The live page as files, and the way to it; ``tests/browser`` has it drawn."""
 
 import re
 from collections.abc import Generator
@@ -9,13 +9,13 @@ import pytest
 
 from app.engine import Engine
 from app.main import create_app
+from app.pages import UI
 from app.settings import Settings
-from app.ui import MEDIA_TYPES, ui_pages
 from tests.app.fakes import FakeEngine, Gateway
 from tests.app.running import Reply, Running, running
 
 STATIC = Path(__file__).parents[2] / "app" / "static"
-FILES = ("ui.html", *(name for name in MEDIA_TYPES if name.startswith("ui")))
+FILES = ("ui.html", *(name for name in UI.media_types if name.startswith("ui")))
 # What Chromium 156 and Firefox 140 send when an address is typed.
 CHROMIUM = (
     "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,"
@@ -26,7 +26,7 @@ FIREFOX = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 @pytest.fixture(scope="module")
 def server() -> Generator[Running]:
-    with running(create_app(cast("Engine", FakeEngine()), Settings(), pages=ui_pages())) as it:
+    with running(create_app(cast("Engine", FakeEngine()), Settings(), pages=UI.handlers())) as it:
         yield it
 
 
@@ -35,36 +35,13 @@ def fetch(server: Running, path: str, accept: str | None = None) -> Reply:
     return server.ask(f"GET {path} HTTP/1.1\r\nHost: here\r\n{header}\r\n".encode())
 
 
-@pytest.mark.parametrize("path", ["/ui", *(f"/ui/{name}" for name in MEDIA_TYPES)])
-def test_every_file_of_the_page_is_served_under_a_strict_policy(server: Running, path: str):
-    """The page takes a key, and shows what anybody typed or the server said."""
-    reply = fetch(server, path)
-    assert reply.status == 200
-    expected = MEDIA_TYPES.get(path.removeprefix("/ui/"), "text/html")
-    charset = "; charset=utf-8" if expected.startswith("text/") else ""
-    assert reply.headers["content-type"] == expected + charset
-    policy = dict(part.strip().split(" ", 1) for part in reply.headers["content-security-policy"].split(";"))
-    assert policy["default-src"] == "'none'"
-    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-    assert policy["img-src"] == "'self' blob:"
-    assert policy["trusted-types"] == "'none'"
-    assert "unsafe" not in reply.headers["content-security-policy"]
-    assert reply.headers["x-content-type-options"] == "nosniff"
-    assert reply.headers["cache-control"] == "no-cache"
-
-
-@pytest.mark.parametrize("path", ["/ui/settings.py", "/ui/..%2fsettings.py", "/ui/ui.html", "/ui/docs.js"])
-def test_no_other_file_is_served(server: Running, path: str):
-    assert fetch(server, path).status == 404
-
-
 def test_every_file_in_the_folder_is_served_and_every_import_is_a_file():
     """A script that was split and not listed is a page that stays empty."""
     on_disk = {path.name for path in STATIC.glob("ui*")} - {"ui.html"}
-    assert on_disk == {name for name in MEDIA_TYPES if name.startswith("ui")}
+    assert on_disk == {name for name in UI.media_types if name.startswith("ui")}
     for name in on_disk:
         for imported in re.findall(r'from "\./([^"]+)"', (STATIC / name).read_text(encoding="utf-8")):
-            assert imported in MEDIA_TYPES, (name, imported)
+            assert imported in UI.media_types, (name, imported)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -77,7 +54,7 @@ def test_no_file_names_another_host_and_no_text_becomes_markup(name: str):
     if name == "ui.html":
         assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=", text)
         assert set(re.findall(r'(?:src|href)="([^"#]+)"', text)) <= {
-            *(f"/ui/{file}" for file in MEDIA_TYPES), "/docs", "/metrics", "/v1/models", "/live",
+            *(f"/ui/{file}" for file in UI.media_types), "/docs", "/metrics", "/v1/models", "/live",
         }  # fmt: skip
 
 

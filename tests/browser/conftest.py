@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 from app.engine import Engine
 from app.live import LiveGpu, LiveView
 from app.main import create_app
+from app.pages import UI
 from app.settings import Settings
-from app.ui import ui_pages
 from tests.app.fakes import FakeEngine
 from tests.app.running import running
 from tests.browser.install_chromium import find_chromium
@@ -64,7 +64,7 @@ def serve() -> Iterator[Serve]:
 
         def serve_one(engine: FakeEngine, *gpus: LiveGpu) -> str:
             view = LiveView(version="9.9.9", read_gpus=lambda: gpus)
-            app = create_app(cast("Engine", engine), Settings(), view=view, pages=ui_pages())
+            app = create_app(cast("Engine", engine), Settings(), view=view, pages=UI.handlers())
             server = at_end.enter_context(running(app))
             return f"http://127.0.0.1:{server.address[1]}"
 
