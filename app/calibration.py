@@ -25,6 +25,13 @@ _BEYOND = 1.5
 """Times the longest pass that is allowed. The line must not end where the scheduler works."""
 _LEAST_S = 1e-6
 
+_NUM_RUNS = range(2, 6)
+"""Of each pass: at least two, for the first allocates and chooses kernels, and more on a busy machine."""
+_AGREEMENT = 1.25
+"""Two times of one pass that differ by less were not disturbed."""
+_PATIENCE_S = 2.0
+"""A pass that has run for so long in all is not repeated again: a large model should start."""
+
 _IMAGE_SIDES = (4, 12)
 """Square images, in tokens a side: small ones, because a large model takes a minute for a large image on a
 CPU."""
@@ -33,7 +40,7 @@ CPU."""
 async def measure_passes(worker: Worker, info: ModelInfo, limits: Limits) -> list[tuple[Shape, float]]:
     """Time passes of texts, and of images where the model takes them, one after the other.
 
-    Each runs twice and its shorter time counts, for the first allocates and chooses kernels.
+    Each runs until its two shortest times agree, and the shortest counts.
 
     Returns:
         Shapes, and the device seconds they took. Those that find no memory are left out: in service a pass
@@ -53,7 +60,9 @@ async def measure_passes(worker: Worker, info: ModelInfo, limits: Limits) -> lis
         num_tokens *= 2
     # One long text, too: what attention costs grows with the square of a length.
     longest = min(samples[-1][0].num_tokens, info.max_tokens)
-    await _add(samples, worker, [Features(token_ids=np.ones(longest, dtype=np.int32))])
+    if longest > INPUT_TOKENS:  # a shorter one was measured as such
+        await _add(samples, worker, [Features(token_ids=np.ones(longest, dtype=np.int32))])
+    samples = undisturbed(samples)
     if info.images is not None:
         of_images = [[calibration_image(side, info.images)] for side in _IMAGE_SIDES]
         samples += [await _measure(worker, features) for features in of_images]
@@ -73,8 +82,37 @@ async def _add(samples: list[tuple[Shape, float]], worker: Worker, features: Seq
 
 
 async def _measure(worker: Worker, features: Sequence[Features]) -> tuple[Shape, float]:
-    device_s = min([(await worker.run(features)).device_s for _ in range(2)])
-    return shape_of(features), max(device_s, _LEAST_S)
+    times_s: list[float] = []
+    while not _is_enough(times_s):
+        times_s.append((await worker.run(features)).device_s)
+    return shape_of(features), max(min(times_s), _LEAST_S)
+
+
+def _is_enough(times_s: Sequence[float]) -> bool:
+    if len(times_s) < _NUM_RUNS.start:
+        return False
+    if len(times_s) == _NUM_RUNS.stop - 1 or sum(times_s) >= _PATIENCE_S:
+        return True
+    shortest_s, next_s = sorted(times_s)[:2]
+    return next_s <= _AGREEMENT * shortest_s
+
+
+def undisturbed(samples: Sequence[tuple[Shape, float]]) -> list[tuple[Shape, float]]:
+    """Samples of texts without what cannot be: that less work takes longer than more of it.
+
+    A machine that was busy for a moment makes any pass long, and none short.
+    """
+    return [
+        (
+            shape,
+            min(
+                other_s
+                for other, other_s in samples
+                if other.num_tokens >= shape.num_tokens and other.num_squared >= shape.num_squared
+            ),
+        )
+        for shape, _ in samples
+    ]
 
 
 def calibration_pass(num_tokens: int, *, max_tokens: int) -> list[Features]:

@@ -1,13 +1,15 @@
 """What is measured when a model has been loaded: enough to know what the longest allowed pass takes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import cast
 
 import numpy as np
 import pytest
 
-from app.calibration import calibration_image, calibration_pass, measure_passes, shape_of
+from app.calibration import calibration_image, calibration_pass, measure_passes, shape_of, undisturbed
 from app.engine import batching_limits
 from app.settings import BatchingSettings
 from batching import CostModel, Shape
@@ -32,6 +34,11 @@ class TimedWorker:
 
     seconds_of: Callable[[Shape], float]
     shapes: list[Shape] = field(default_factory=list[Shape])
+
+    @property
+    def num_runs(self) -> list[int]:
+        """Of each shape."""
+        return list(Counter(self.shapes).values())
 
     async def run(self, features: Sequence[Features]) -> PassResult:
         shape = shape_of(features)
@@ -69,6 +76,44 @@ async def test_a_slow_device_is_not_measured_for_minutes():
     worker, cost = await measured(lambda shape: 0.1 + 0.05 * shape.num_tokens)
     assert max(shape.num_tokens for shape in worker.shapes) == 32
     assert cost.predict_s(Shape(num_tokens=100)) == pytest.approx(5.1, rel=0.05)
+
+
+async def test_a_machine_that_is_busy_now_and_then_does_not_bend_the_line():
+    """Two of three runs are disturbed, each by more than the one before, as by a build beside the server."""
+    runs = count()
+
+    def seconds(shape: Shape) -> float:
+        run = next(runs)
+        return 0.002 + 3e-5 * shape.num_tokens + (0.0 if run % 3 == 2 else 0.02 * 1.5**run % 0.7)
+
+    _, cost = await measured(seconds)
+    for num_tokens in (8, 100, 1_000):
+        assert cost.predict_s(Shape(num_tokens=num_tokens)) == pytest.approx(
+            0.002 + 3e-5 * num_tokens, rel=0.1
+        )
+
+
+async def test_a_pass_whose_times_agree_is_not_run_again():
+    worker, _ = await measured(lambda shape: 1e-3 * shape.num_tokens, info=replace(INFO, max_tokens=100))
+    # Once cold, then twice alike.
+    assert set(worker.num_runs) == {3}
+
+
+async def test_a_pass_of_seconds_is_not_repeated_until_it_agrees():
+    """A large model on a CPU should start, if with a line that its real passes have to mend."""
+    worker, _ = await measured(lambda shape: 1.0 + shape.num_tokens, info=replace(INFO, max_tokens=100))
+    assert set(worker.num_runs) == {2}
+
+
+def test_less_work_is_not_taken_to_last_longer_than_more():
+    small, long, many = (
+        Shape(num_tokens=8, num_squared=64),
+        Shape(num_tokens=256, num_squared=65_536),
+        Shape(num_tokens=512, num_squared=65_536 // 2),
+    )
+    assert undisturbed([(small, 0.7), (many, 0.02), (long, 0.03)]) == [
+        (small, 0.02), (many, 0.02), (long, 0.03),
+    ]  # fmt: skip
 
 
 async def test_a_pass_of_calibration_is_no_larger_than_memory_was_said_to_bear():
