@@ -100,7 +100,11 @@ def create_app(
         middleware=[budget.around],
         request_max_body_size=settings.server.max_body_bytes,
         exception_handlers={Exception: answer_exception},
-        lifespan=[lambda _app: watching_lag(metrics.event_loop_lag.observe), *lifespan],
+        lifespan=[
+            lambda _app: watching_lag(metrics.event_loop_lag.observe),
+            lambda _app: view.remembering(),
+            *lifespan,
+        ],
         on_shutdown=[fetcher.close],
         openapi_config=OpenAPIConfig(
             title="Laneway",

@@ -1,18 +1,20 @@
 """``laneway top``: the last seconds of a running server, drawn in a terminal.
 
 What is drawn follows from the readings alone: ``render`` is a plain function of them and of the terminal's
-width. Law: the terminal is left as it was found, however the program ends.
+width. What happened while nobody asked is asked for with the next reading, so charts are full from the first
+one on. Law: the terminal is left as it was found, however the program ends.
 """
 
 import asyncio
 import http.client
+import math
 import os
 import signal
 import sys
 import termios
 import tty
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +22,7 @@ from itertools import pairwise
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import UNSET
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
@@ -32,9 +35,11 @@ OK = 0
 FAILED = 1
 
 TIMEOUT_S = 3.0
-MINUTE_S = 60.0
+MINUTE_S = 60
 PLAIN_WIDTH = 140
 """Characters of a line where there is no terminal to fit it into."""
+# A question a second, which may be a little late. Between readings that are further apart there were others.
+_MAX_APART_S = 1.5
 _MAX_BODY_BYTES = 2**20
 _SPARKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 20
@@ -64,13 +69,16 @@ class Server:
         """The URL without what only the API's paths have."""
         return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
 
-    def read(self) -> LiveSnapshot:
+    def read(self, *, history_s: int = 0) -> LiveSnapshot:
         """Ask for one reading; blocks for as long as a slow server takes, within reason.
+
+        Args:
+            history_s: Seconds before it to be told of as well. A server of an older version tells of none.
 
         Raises:
             NoReadingError: There is none to be had.
         """
-        status, body = self._get()
+        status, body = self._get(f"/live?history_s={history_s}" if history_s else "/live")
         if status in (401, 403):
             raise NoReadingError(f"{self.root} wants a key; give one with --api-key")
         if status != 200:
@@ -82,7 +90,7 @@ class Server:
                 f"{self.root}/live is not what this version reads ({error}); is it another version's?"
             ) from error
 
-    def _get(self) -> tuple[int, bytes]:
+    def _get(self, path: str) -> tuple[int, bytes]:
         try:
             parts = urlsplit(self.root)
             connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -97,7 +105,7 @@ class Server:
             )
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         try:
-            connection.request("GET", f"{parts.path}/live", headers=headers)
+            connection.request("GET", parts.path + path, headers=headers)
             response = connection.getresponse()
             return response.status, response.read(_MAX_BODY_BYTES)
         except UnicodeError as error:
@@ -114,27 +122,86 @@ class Server:
 # Keeping ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What charts show of one second."""
+
+    time_s: float
+    """Unix time."""
+    requests_per_s: tuple[float, ...]
+    """Of each lane, in the order in which they are served."""
+    busy_ratio: float
+
+
 @dataclass(slots=True, kw_only=True)
 class View:
-    """The readings of the last minute, and what is wrong now."""
+    """The latest reading, what charts show of the last minute, and what is wrong now."""
 
     url: str
-    readings: deque[LiveSnapshot] = field(default_factory=deque[LiveSnapshot])
-    """Oldest first."""
+    reading: LiveSnapshot | None = None
+    """``None``: there was none yet."""
+    points: deque[Point] = field(default_factory=deque[Point])
+    """Oldest first, one a second at most."""
     problem: str | None = None
     """Why there is no new reading; ``None``: there is one."""
 
     def add(self, reading: LiveSnapshot) -> None:
-        """Take a reading, and forget what is older than a minute by the server's clock.
+        """Take a reading and its history, and forget what is older than a minute by the server's clock.
 
         Where that clock was set back, nothing from before can be placed in time: all of it is forgotten.
         """
         self.problem = None
-        if self.readings and reading.time_s < self.readings[-1].time_s:
-            self.readings.clear()
-        self.readings.append(reading)
-        while reading.time_s - self.readings[0].time_s > MINUTE_S:
-            self.readings.popleft()
+        self.reading = reading
+        if self.points and reading.time_s < self.points[-1].time_s:
+            self.points.clear()
+        for point in (*history_of(reading), point_of(reading)):
+            if self.points and int(point.time_s) == int(self.points[-1].time_s):
+                # Of more than one in a second the last, or a short interval would fill a chart with itself.
+                self.points.pop()
+            if not self.points or point.time_s > self.points[-1].time_s:
+                self.points.append(point)
+        while reading.time_s - self.points[0].time_s > MINUTE_S:
+            self.points.popleft()
+
+
+def point_of(reading: LiveSnapshot) -> Point:
+    """What charts show of a reading."""
+    return Point(
+        time_s=reading.time_s,
+        requests_per_s=tuple(lane.requests_per_s for _, lane in lanes_of(reading)),
+        busy_ratio=reading.device.busy_ratio,
+    )
+
+
+def history_of(reading: LiveSnapshot) -> Iterator[Point]:
+    """What charts show of the seconds before a reading, oldest first; of some the server may know nothing."""
+    history = reading.history
+    if history is UNSET:
+        return
+    lanes = history.lanes
+    rates = zip(*(lane.requests_per_s for lane in (lanes.query, lanes.document, lanes.batch)), strict=True)
+    busy_ratios = history.device.busy_ratio
+    for index, (requests_per_s, busy_ratio) in enumerate(zip(rates, busy_ratios, strict=True)):
+        known = tuple(one for one in requests_per_s if one is not None)
+        if busy_ratio is not None and len(known) == len(requests_per_s):
+            yield Point(
+                time_s=reading.time_s - (len(busy_ratios) - index),
+                requests_per_s=known,
+                busy_ratio=busy_ratio,
+            )
+
+
+def history_due_s(asked_s: float, last_s: float | None) -> int:
+    """Seconds of history to ask for with the next reading.
+
+    Args:
+        asked_s: When that is, by any clock.
+        last_s: When the last one came, by the same clock; ``None``: none came yet.
+    """
+    if last_s is None:
+        return MINUTE_S
+    apart_s = asked_s - last_s
+    return 0 if apart_s <= _MAX_APART_S else min(math.ceil(apart_s), MINUTE_S)
 
 
 def lanes_of(reading: LiveSnapshot) -> tuple[tuple[str, LiveLane], ...]:
@@ -182,8 +249,7 @@ def render(view: View, *, width: int, hint: str = "") -> RenderableType:
         hint: A last line, such as which key ends it.
     """
     parts: list[RenderableType] = []
-    if view.readings:
-        reading = view.readings[-1]
+    if (reading := view.reading) is not None:
         parts += [
             _line(*_head(reading), view.url),
             Text(),
@@ -196,7 +262,7 @@ def render(view: View, *, width: int, hint: str = "") -> RenderableType:
     elif view.problem is None:
         parts.append(Text(f"asking {view.url}"))
     if view.problem is not None:
-        since = "; the numbers are old" if view.readings else ""
+        since = "" if view.reading is None else "; the numbers are old"
         parts += [Text(), Text(f"{view.problem}{since}", style="bold red")]
     if hint:
         parts += [Text(), Text(hint, style="dim")]
@@ -234,9 +300,8 @@ def _lane_table(view: View, reading: LiveSnapshot, *, width: int) -> Table:
     has_sparks = spark_width >= len("req/s, 1 min")
     if has_sparks:
         table.add_column("req/s, 1 min", width=spark_width, no_wrap=True)
-    history = [lanes_of(one) for one in view.readings]
     for index, (name, lane) in enumerate(lanes_of(reading)):
-        rates = [lanes[index][1].requests_per_s for lanes in history]
+        rates = [point.requests_per_s[index] for point in view.points]
         sparks = [Text(sparkline(rates, width=spark_width), style="cyan")]
         table.add_row(name, *(column.write(lane) for column in columns), *(sparks if has_sparks else ()))
     return table
@@ -253,7 +318,7 @@ def fitting(columns: Sequence[LaneColumn], width: int) -> list[LaneColumn]:
 def _device(view: View, reading: LiveSnapshot) -> list[str | Text]:
     device = reading.device
     workers = f"{device.num_ready_workers} of {device.num_workers} workers"
-    busy_ratios = [one.device.busy_ratio for one in view.readings]
+    busy_ratios = [point.busy_ratio for point in view.points]
     is_whole = device.num_ready_workers == device.num_workers
     return [
         _name("device"),
@@ -371,7 +436,7 @@ def show_once(server: Server) -> int:
     """
     view = View(url=server.root)
     try:
-        view.add(server.read())
+        view.add(server.read(history_s=MINUTE_S))
     except NoReadingError as error:
         sys.stderr.write(f"laneway: {error}\n")
         return FAILED
@@ -419,11 +484,14 @@ class _Page:
 
 async def _follow(server: Server, view: View, redraw: Callable[[], None], *, interval_s: float) -> None:
     loop = asyncio.get_running_loop()
+    last_s: float | None = None
     while True:
         asked_s = loop.time()
+        read = partial(server.read, history_s=history_due_s(asked_s, last_s))
         try:
             # Not on the loop: a key must end it while a server keeps us waiting.
-            view.add(await in_daemon_thread(server.read, name="read-live"))
+            view.add(await in_daemon_thread(read, name="read-live"))
+            last_s = asked_s
         except NoReadingError as error:
             view.problem = f"{error}; trying again"
         redraw()

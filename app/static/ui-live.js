@@ -1,10 +1,13 @@
-// Lanes, device and GPUs: asked for once a second, drawn as numbers and as charts of the last two minutes.
+// Lanes, device and GPUs: asked for once a second, drawn as numbers and as charts of the last two minutes. What
+// happened before the page was opened, or while its tab was hidden, the server tells with the next answer.
 
 import { Chart, CHART_S } from "./ui-chart.js";
 import { byId, bytes, count, duration, el, percent, roundDuration, say, short, span } from "./ui-dom.js";
 import { readLive } from "./ui-server.js";
 
 const POLL_MS = 1000;
+// More seconds than this without an answer are asked for as history.
+const AWAY_S = 2;
 const LANES = [
   ["query", "Query", "Somebody waits"],
   ["document", "Document", "Indexing"],
@@ -41,9 +44,9 @@ async function poll(onModel) {
   const mine = ++turn;
   const startedMs = performance.now();
   try {
-    const told = await readLive();
+    const told = await readLive(missedS());
     lost = null;
-    samples.push({ at: nowS(), told });
+    take(told, nowS());
     while (samples[0].at < nowS() - CHART_S - 5) samples.shift();
     onModel(told.model?.fingerprint ?? null);
   } catch (error) {
@@ -52,6 +55,30 @@ async function poll(onModel) {
   show();
   if (!document.hidden && mine === turn) timer = setTimeout(() => poll(onModel), Math.max(100, POLL_MS - (performance.now() - startedMs)));
 }
+
+/** Seconds of history to ask for: none while answers follow each other. */
+function missedS() {
+  const awayS = samples.length ? nowS() - samples.at(-1).at : CHART_S;
+  return awayS > AWAY_S ? Math.min(Math.ceil(awayS), CHART_S) : 0;
+}
+
+/** Keep an answer, and before it the seconds of its history that nothing is known of yet. */
+function take(told, at) {
+  const lastAt = samples.at(-1)?.at ?? -Infinity;
+  samples.push(...pastOf(told, at).filter((one) => one.at > lastAt + 0.5), { at, told });
+}
+
+/** A history's columns as samples; they hold less than an answer does, and seconds that nobody knows of are left out. */
+export function pastOf({ history }, at) {
+  if (!history) return [];
+  const known = history.device.busy_ratio;
+  return known.map((ratio, index) => (ratio === null ? null : { at: at - (known.length - index), told: rowOf(history, index) }))
+    .filter((one) => one !== null);
+}
+
+const rowOf = (columns, index) => Object.fromEntries(
+  Object.entries(columns).map(([name, column]) => [name, Array.isArray(column) ? column[index] : rowOf(column, index)]),
+);
 
 // Drawn once ------------------------------------------------------------------------------------------------
 
@@ -145,7 +172,7 @@ function drawDevice() {
   const update = (told) => {
     const device = told?.device;
     say(facts.busy.value, percent(device?.busy_ratio));
-    say(facts.workers.value, device ? `${device.num_ready_workers} of ${device.num_workers}` : "–");
+    say(facts.workers.value, device?.num_workers === undefined ? "–" : `${device.num_ready_workers} of ${device.num_workers}`);
     say(facts.passes.value, short(device?.passes_per_s));
     say(facts.tokens.value, short(device?.tokens_per_pass));
     say(facts.interruptions.value, short(device?.interruptions_per_s));
@@ -153,7 +180,8 @@ function drawDevice() {
     say(facts.errors.value, short(told?.http.errors_per_s));
     facts.errors.node.classList.toggle("bad", told?.http.errors_per_s > 0);
     say(facts.flight.value, count(told?.http.in_flight));
-    say(facts.running.value, told ? `${count(Object.values(told.lanes).reduce((sum, lane) => sum + lane.running_items, 0))} items` : "–");
+    const running = Object.values(told?.lanes ?? {}).map((lane) => lane.running_items);
+    say(facts.running.value, running[0] === undefined ? "–" : `${count(running.reduce((sum, one) => sum + one, 0))} items`);
   };
   return { charts: [chart], update };
 }
@@ -174,7 +202,7 @@ function showGpus(gpus) {
     el("div", { class: "facts" },
       ...[["Power", gpu.power_watts, "W"], ["Temperature", gpu.temperature_celsius, "°C"]].map(([name, value, unit]) => {
         const one = fact(name);
-        say(one.value, value === null ? "–" : `${Math.round(value)} ${unit}`);
+        say(one.value, value === null || value === undefined ? "–" : `${Math.round(value)} ${unit}`);
         return one.node;
       })),
   )));
@@ -220,7 +248,8 @@ function show() {
     update(shown?.told);
     for (const chart of charts) chart.draw(samples, now, backS ? now - backS : null);
   }
-  showGpus((backS ? shown : latest)?.told.gpus ?? []);
+  // No history has them; what stays is their names, or the page would jump under the pointer.
+  showGpus(shown?.told.gpus ?? (latest?.told.gpus ?? []).map(({ index, name }) => ({ index, name })));
   say(byId("lookback-text"), backS ? `${backS} s ago` : "now");
   byId("lookback").setAttribute("aria-valuetext", slidS ? `${slidS} seconds ago` : "now");
   byId("live").classList.toggle("past", backS > 0);

@@ -53,9 +53,21 @@ function drawMatrix(inputs, matrix) {
       ...cells[y]))));
   return el("div", { class: "block" },
     el("h3", {}, "Each with each"),
-    el("div", { class: "scroll" }, table),
+    scrolling(table),
     el("div", { class: "legend" }, el("span", {}, digits(low, places)), el("span", { class: "ramp", "aria-hidden": "true" }), el("span", {}, digits(high, places))),
     detail);
+}
+
+/** A box that scrolls sideways, and fades at the edges behind which there is more. */
+function scrolling(content) {
+  const fade = () => {
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+    box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  };
+  const box = el("div", { class: "scroll", onscroll: fade }, content);
+  // It has no width before it is shown, and another one when the phone is turned.
+  new ResizeObserver(fade).observe(box);
+  return box;
 }
 
 /** Arrow keys, Home and End, within the row or, with Ctrl, the whole (WAI-ARIA grid pattern). */

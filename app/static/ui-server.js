@@ -29,9 +29,9 @@ async function answer(response) {
   throw new ServerError(response.status, body?.error);
 }
 
-/** The last seconds. */
-export async function readLive() {
-  const response = await fetch("/live", { headers: headers(), credentials: "omit", signal: AbortSignal.timeout(PATIENCE_MS) });
+/** The last seconds; with so many before them as history, if any are wanted. */
+export async function readLive(historyS) {
+  const response = await fetch(historyS ? `/live?history_s=${historyS}` : "/live", { headers: headers(), credentials: "omit", signal: AbortSignal.timeout(PATIENCE_MS) });
   return answer(response);
 }
 

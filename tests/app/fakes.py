@@ -303,7 +303,8 @@ class Gateway:
         return self.metrics.registry.get_sample_value(name, labels)
 
 
-def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+def http_scope(method: str, target: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    path, _, query = target.partition("?")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -312,7 +313,7 @@ def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, 
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),

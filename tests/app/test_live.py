@@ -1,18 +1,25 @@
 """The last seconds: counted on a clock of the tests, read from a fake engine."""
 
+import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import UNSET
 
 from app.engine import Embeddings, Engine
-from app.live import WINDOW_S, LiveGpu, LiveSnapshot, LiveView
+from app.live import MAX_HISTORY_S, WINDOW_S, LiveGpu, LiveHistory, LiveSnapshot, LiveView, until_middle_s
+from app.main import create_app
 from app.metrics import Metrics
+from app.settings import Settings
 from batching import Lane, PassReport
 from tests.app.fakes import IDLE, FakeEngine, Gateway
+from tests.app.running import running
 
 
 @dataclass
@@ -282,6 +289,202 @@ def test_it_says_what_it_saw():
     assert repr(view) == "<LiveView: 1 requests in 10 s>"
 
 
+# What was
+
+LANES = ("query", "document", "batch")
+
+
+def history_of(view: LiveView, history_s: int = MAX_HISTORY_S) -> LiveHistory:
+    history = view.snapshot(history_s=history_s).history
+    assert history is not UNSET
+    return history
+
+
+def series_of(history: LiveHistory) -> dict[str, tuple[float | None, ...]]:
+    """Every series by its path, such as ``lanes.query.p50_ms``."""
+
+    def walk(path: str, node: dict[str, Any]) -> dict[str, tuple[float | None, ...]]:
+        found: dict[str, tuple[float | None, ...]] = {}
+        for name, one in node.items():
+            found |= walk(f"{path}{name}.", one) if isinstance(one, dict) else {f"{path}{name}": one}
+        return found
+
+    return walk("", msgspec.to_builtins(history))
+
+
+def told_by(reading: LiveSnapshot, path: str) -> float | None:
+    """One number of a reading by its path."""
+    node: Any = reading
+    for name in path.split("."):
+        node = getattr(node, name)
+    return node
+
+
+HAPPENINGS = st.lists(
+    st.one_of(
+        st.tuples(st.just("answer"), st.sampled_from([*Lane]), st.floats(0, 20)),
+        st.tuples(st.just("failure"), st.sampled_from([*Lane, None]), st.sampled_from([400, 429, 500, 503])),
+        st.tuples(st.just("rows"), st.sampled_from([*Lane]), st.lists(st.integers(1, 500), max_size=5)),
+        st.tuples(st.just("pass"), st.just(None), st.floats(0, 30)),
+        st.tuples(st.just("waiting"), st.sampled_from([*Lane]), st.integers(0, 10_000)),
+    ),
+    max_size=6,
+)
+
+
+def happen(view: LiveView, engine: FakeEngine, what: str, lane: Lane | None, value: Any) -> None:
+    match what:
+        case "answer":
+            answer(view, lane=lane, duration_s=value)
+        case "failure":
+            answer(view, lane=lane, status=value)
+        case "rows":
+            view.observe_embeddings(embeddings_of(*value), lane=cast("Lane", lane))
+        case "pass":
+            view.observe_pass(pass_of(device_s=value))
+        case _:
+            engine.lanes = {**engine.lanes, cast("Lane", lane): replace(IDLE, num_waiting=value, waiting_s=value / 7)}  # fmt: skip
+
+
+@given(seconds=st.lists(HAPPENINGS, max_size=30), began_s=st.floats(0, 100), history_s=st.integers(1, 40))
+def test_the_history_is_what_readings_told(seconds: list[Any], began_s: float, history_s: int):
+    """A chart that begins with it goes on with readings: a step between them would be of our making."""
+    engine, clock = FakeEngine(), Clock(now_s=began_s)
+    view = LiveView(clock=clock)
+    view.watch(cast("Engine", engine), aliases=(), num_in_flight=lambda: 0)
+    readings: list[LiveSnapshot] = []
+    for happenings in seconds:
+        view.remember()
+        readings.append(view.snapshot())
+        for what, lane, value in happenings:
+            happen(view, engine, what, lane, value)
+        clock.now_s = int(clock.now_s) + 1.5
+    readings = readings[-history_s:]
+    for path, series in series_of(history_of(view, history_s)).items():
+        assert series == tuple(told_by(reading, path) for reading in readings), path
+
+
+def test_the_history_ends_a_second_ago_and_is_two_minutes_long():
+    view, clock = view_of()
+    for _ in range(500):
+        answer(view)
+        view.remember()
+        clock.now_s += 1
+    view.remember()  # this second is the reading's own
+    lengths = {len(series) for series in series_of(history_of(view)).values()}
+    assert lengths == {MAX_HISTORY_S}
+    assert len(history_of(view, 60).http.requests_per_s) == 60
+    assert history_of(view, 3).http.requests_per_s == (1, 1, 1)
+    assert view.snapshot().history is UNSET
+
+
+def test_no_history_is_older_than_the_server():
+    clock = Clock(now_s=7.9)
+    view = LiveView(clock=clock)
+    assert history_of(view).http.requests_per_s == ()
+    clock.now_s += 3
+    assert len(history_of(view).http.requests_per_s) == 3
+
+
+def test_a_second_in_which_the_server_stood_still_is_a_gap():
+    """A line through it would say what nobody saw."""
+    view, clock = view_of()
+    for is_still in (False, True, False):
+        answer(view)
+        if not is_still:
+            view.remember()
+        clock.now_s += 1
+    history = history_of(view, 3)
+    assert history.http.requests_per_s == (0, None, 0.2)
+    assert history.lanes.query.waiting_items == history.device.busy_ratio == (0, None, 0)
+
+
+def test_what_waited_is_remembered_without_a_look_at_the_workers_memory():
+    """It is asked once a second for as long as the server lives, watched or not."""
+
+    class Costly(FakeEngine):
+        def statistics(self):
+            raise AssertionError("150 us a worker")
+
+    waiting = replace(IDLE, num_waiting=7, num_waiting_tokens=900, waiting_s=1.5)
+    view, clock = view_of(Costly(lanes={**dict.fromkeys(Lane, IDLE), Lane.DOCUMENT: waiting}))
+    view.remember()
+    view.watch(cast("Engine", FakeEngine()), aliases=(), num_in_flight=lambda: 0)
+    clock.now_s += 1
+    document = history_of(view, 1).lanes.document
+    assert (document.waiting_items, document.backlog_s) == ((7,), (1.5,))
+
+
+def test_a_loading_server_remembers_idle_seconds():
+    class Loading(FakeEngine):
+        def lane_load(self, lane: Lane):
+            _ = self.info
+            return super().lane_load(lane)
+
+    view, clock = view_of(Loading(stage="downloading 43%"))
+    view.remember()
+    clock.now_s += 1
+    assert history_of(view, 1).lanes.query.waiting_items == (0,)
+
+
+async def test_every_second_is_remembered_in_its_middle():
+    """Half a second early or late, and it is still that second."""
+
+    class Watched(LiveView):
+        def remember(self) -> None:
+            super().remember()
+            remembered_s.append(clock.now_s)
+            clock.now_s += 1
+            if len(remembered_s) == 3:
+                enough.set()
+
+    remembered_s: list[float] = []
+    enough = asyncio.Event()
+    # A moment before the middle, where this clock stands until the timer has rung.
+    clock = Clock(now_s=1_000.499)
+    view = Watched(clock=clock)
+    async with view.remembering():
+        async with asyncio.timeout(5):
+            await enough.wait()
+    assert remembered_s == [1_000.499, 1_001.499, 1_002.499]
+    assert history_of(view).http.requests_per_s == (0, 0, 0)
+    await asyncio.sleep(0.005)
+    assert len(remembered_s) == 3
+
+
+@pytest.mark.parametrize("now_s", [0.0, 0.25, 0.5, 0.75, 1_000.999])
+def test_the_timer_is_set_to_the_middle_of_a_second(now_s: float):
+    rings_s = now_s + until_middle_s(now_s)
+    assert rings_s % 1 == pytest.approx(0.5)
+    assert 0 < rings_s - now_s <= 1
+
+
+def test_a_second_is_remembered_in_less_than_4_milliseconds_and_a_history_told_in_less_than_5():
+    """Both are on the event loop. Measured: 1 ms under this load, and 1.3 ms with the reading."""
+    view, clock = view_of()
+    rng = np.random.default_rng(1)
+    fastest_s = {"remember": float("inf"), "tell": float("inf")}
+
+    def timed(name: str, act: Any) -> None:
+        started_s = time.perf_counter()
+        act()
+        fastest_s[name] = min(fastest_s[name], time.perf_counter() - started_s)
+
+    for number in range(MAX_HISTORY_S + WINDOW_S):
+        for lane in Lane:
+            for duration_s in rng.lognormal(-3, 2, 2_000 if number > MAX_HISTORY_S else 20):
+                answer(view, lane=lane, duration_s=float(duration_s))
+        clock.now_s += 1
+        if number > MAX_HISTORY_S + WINDOW_S - 3:
+            timed("remember", view.remember)
+        else:
+            view.remember()
+    for _ in range(20):
+        timed("tell", lambda: view.snapshot(history_s=MAX_HISTORY_S))
+    assert fastest_s["remember"] < 4e-3
+    assert fastest_s["tell"] < 5e-3
+
+
 # As an endpoint
 
 
@@ -313,6 +516,62 @@ async def test_live_has_every_number_by_name():
         "items_per_s", "tokens_per_s", "p50_ms", "p99_ms",
     }  # fmt: skip
     assert told["gpus"] == []
+
+
+async def test_live_tells_history_by_the_names_of_its_numbers():
+    """Whoever reads a reading can read its history: a list in the place of each number."""
+    clock = Clock()
+    view = LiveView(clock=clock)
+    gateway = Gateway(metrics=Metrics(view))
+    gateway.app = create_app(cast("Engine", gateway.engine), gateway.settings, gateway.metrics, view=view)
+    await gateway.embed("one")
+    for _ in range(5):
+        view.remember()
+        clock.now_s += 1
+    told = (await gateway.get("/live?history_s=3")).json
+    history = told.pop("history")
+    assert history["lanes"]["query"]["requests_per_s"] == [0.5, pytest.approx(1 / 3), 0.25]
+    assert history["lanes"]["batch"]["p50_ms"] == [None] * 3
+    for group, of_history in [
+        *((told["lanes"][lane], history["lanes"][lane]) for lane in LANES),
+        (told["device"], history["device"]),
+        (told["http"], history["http"]),
+    ]:
+        assert set(of_history) <= set(group)
+    assert set(told) == set((await gateway.get("/live")).json)
+
+
+@pytest.mark.parametrize(
+    "history_s", ["", "121", "-1", "1.5", "abc", "NaN", "9" * 5_000], ids=lambda text: text[:5]
+)
+async def test_a_history_that_cannot_be_told_is_refused(history_s: str):
+    reply = await Gateway().get(f"/live?history_s={history_s}")
+    assert reply.status == 400
+    assert reply.error == {
+        "message": "The parameter history_s must be a whole number of seconds, from 0 to 120.",
+        "type": "invalid_request_error",
+        "param": "history_s",
+        "code": None,
+    }
+
+
+@pytest.mark.parametrize("history_s", ["0", "1", "120"])
+async def test_a_history_within_bounds_is_told(history_s: str):
+    reply = await Gateway().get(f"/live?history_s={history_s}")
+    assert reply.status == 200
+    assert ("history" in reply.json) is (history_s != "0")
+
+
+def test_a_server_remembers_by_itself():
+    """The timer lives as long as the application does: a page that is opened later finds a history."""
+    with running(create_app(cast("Engine", FakeEngine()), Settings())) as server, server.connect() as client:
+        deadline_s = time.monotonic() + 10
+        history: list[float | None] = []
+        while not any(ratio is not None for ratio in history):
+            assert time.monotonic() < deadline_s
+            client.send(b"GET /live?history_s=60 HTTP/1.1\r\nHost: here\r\n\r\n")
+            reading = msgspec.json.decode(client.read_reply().body)
+            history = reading["history"]["device"]["busy_ratio"]
 
 
 def test_gpus_are_told_as_they_were_read():

@@ -23,16 +23,32 @@ import pytest
 from rich.console import Console
 
 from app.cli import run
-from app.live import LiveDevice, LiveGpu, LiveHttp, LiveLane, LiveLanes, LiveModel, LiveSnapshot
+from app.live import (
+    LiveDevice,
+    LiveDeviceHistory,
+    LiveGpu,
+    LiveHistory,
+    LiveHttp,
+    LiveHttpHistory,
+    LiveLane,
+    LiveLaneHistory,
+    LiveLanes,
+    LiveLanesHistory,
+    LiveModel,
+    LiveSnapshot,
+    Series,
+)
 from app.server import bind_socket
 from app.top import (
     LANE_COLUMNS,
+    MINUTE_S,
     NoReadingError,
     Server,
     View,
     count,
     duration,
     fitting,
+    history_due_s,
     milliseconds,
     rate,
     render,
@@ -125,6 +141,35 @@ def reading(
     )
 
 
+def with_history(one: LiveSnapshot, *, query_per_s: Series, busy_ratio: Series) -> LiveSnapshot:
+    """The reading, and what it tells of the seconds before it; the other lanes were idle."""
+    num_seconds = len(busy_ratio)
+    zeros: Series = tuple(None if ratio is None else 0.0 for ratio in busy_ratio)
+    none: Series = (None,) * num_seconds
+
+    def lane(requests_per_s: Series) -> LiveLaneHistory:
+        return LiveLaneHistory(
+            waiting_items=zeros,
+            backlog_s=zeros,
+            requests_per_s=requests_per_s,
+            items_per_s=requests_per_s,
+            tokens_per_s=zeros,
+            p50_ms=none,
+            p99_ms=none,
+        )
+
+    return msgspec.structs.replace(
+        one,
+        history=LiveHistory(
+            lanes=LiveLanesHistory(query=lane(query_per_s), document=lane(zeros), batch=lane(zeros)),
+            device=LiveDeviceHistory(
+                busy_ratio=busy_ratio, passes_per_s=zeros, tokens_per_pass=zeros, interruptions_per_s=zeros
+            ),
+            http=LiveHttpHistory(requests_per_s=query_per_s, errors_per_s=zeros),
+        ),
+    )
+
+
 def view_of(*readings: LiveSnapshot, problem: str | None = None) -> View:
     view = View(url="http://here:8000")
     for one in readings:
@@ -204,12 +249,61 @@ def test_a_missing_worker_is_red(num_ready: int, is_red: bool):
 
 def test_a_view_remembers_a_minute():
     view = view_of(*(reading(time_s=float(second)) for second in range(200)))
-    assert (view.readings[0].time_s, view.readings[-1].time_s) == (139, 199)
+    assert (view.points[0].time_s, view.points[-1].time_s) == (139, 199)
 
 
 def test_a_clock_that_was_set_back_leaves_no_readings_of_a_time_to_come():
     view = view_of(*(reading(time_s=float(second)) for second in (100, 101, 40, 41)))
-    assert [one.time_s for one in view.readings] == [40, 41]
+    assert [point.time_s for point in view.points] == [40, 41]
+
+
+def test_the_first_reading_fills_the_charts():
+    """Whoever looks because something is wrong wants to see since when, not to wait for a minute."""
+    busy = (0.0,) * 30 + (1.0,) * 30
+    lines = drawn(view_of(with_history(reading(time_s=100), query_per_s=busy, busy_ratio=busy)))
+    (query,) = [line for line in lines if line.startswith("query")]
+    assert query.endswith("  ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁█")  # beside 13.2 requests a second now
+    (device,) = [line for line in lines if line.startswith("device")]
+    assert f"  {'▁' * 10}{'█' * 10}  " in device
+
+
+def test_history_goes_on_with_readings_and_fills_what_was_missed():
+    view = view_of(
+        with_history(reading(time_s=100), query_per_s=(1, 2), busy_ratio=(0.1, 0.2)),
+        reading(time_s=101, query_per_s=4),
+        with_history(reading(time_s=104, query_per_s=7), query_per_s=(9, 4, 5, 6), busy_ratio=(0.1,) * 4),
+    )
+    assert [point.time_s for point in view.points] == [98, 99, 100, 101, 102, 103, 104]
+    assert [point.requests_per_s[0] for point in view.points] == [1, 2, 13.2, 4, 5, 6, 7]
+
+
+def test_seconds_of_which_the_server_knows_nothing_are_left_out():
+    view = view_of(with_history(reading(time_s=9), query_per_s=(None, 2), busy_ratio=(None, 0.2)))
+    assert [(point.time_s, point.requests_per_s) for point in view.points] == [
+        (8, (2, 0, 0)),
+        (9, (13.2, 2.1, 0)),
+    ]
+
+
+def test_many_readings_in_a_second_are_one_point():
+    """Five a second would fill the right half of a chart that has a minute."""
+    view = view_of(*(reading(time_s=100 + step / 5) for step in range(50)))
+    assert [point.time_s for point in view.points] == [second + 0.8 for second in range(100, 110)]
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "last_s", "due_s"),
+    [
+        (500.0, None, MINUTE_S),  # the first question
+        (500.0, 499.0, 0),
+        (500.0, 498.7, 0),  # a little late
+        (500.0, 498.0, 2),  # every two seconds is all there is, or the server was slow
+        (500.0, 470.5, 30),
+        (500.0, 100.0, MINUTE_S),
+    ],
+)
+def test_history_is_asked_for_where_readings_are_missing(asked_s: float, last_s: float | None, due_s: int):
+    assert history_due_s(asked_s, last_s) == due_s
 
 
 def test_a_reading_ends_a_problem():
@@ -261,6 +355,7 @@ class Answers:
     status: int = 200
     body: bytes = field(default_factory=lambda: msgspec.json.encode(reading()))
     keys: list[bytes | None] = field(default_factory=list)
+    queries: list[bytes] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -276,6 +371,7 @@ def server(answers: Answers) -> Generator[Running]:
             return
         assert (scope["method"], scope["path"]) == ("GET", "/live")
         answers.keys.append(dict(scope["headers"]).get(b"authorization"))
+        answers.queries.append(scope["query_string"])
         headers = [(b"content-length", str(len(answers.body)).encode())]
         await send({"type": "http.response.start", "status": answers.status, "headers": headers})
         await send({"type": "http.response.body", "body": answers.body})
@@ -343,8 +439,19 @@ def test_once_prints_plain_text(server: Running, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert [line.rstrip() for line in printed.splitlines()] == drawn(
-        View(url=url_of(server), readings=view_of(reading()).readings)
+        View(url=url_of(server), reading=reading(), points=view_of(reading()).points)
     )
+
+
+def test_once_is_drawn_with_a_minute_of_history(
+    server: Running, answers: Answers, capsys: pytest.CaptureFixture[str]
+):
+    busy = (0.0,) * 30 + (1.0,) * 30
+    told = with_history(reading(), query_per_s=busy, busy_ratio=busy)
+    answers.body = msgspec.json.encode(told)
+    assert run(["top", "--once", "--url", url_of(server)]) == 0
+    assert answers.queries == [b"history_s=60"]
+    assert f"  {'▁' * 10}{'█' * 10}  " in capsys.readouterr().out
 
 
 def test_where_the_output_is_no_terminal_one_reading_is_printed(
@@ -439,10 +546,14 @@ def check_left_clean(it: Terminal) -> None:
 
 
 @pytest.mark.parametrize("end", [b"q", b"\x03"], ids=["q", "Ctrl+C"])
-def test_it_watches_until_told_to_stop_and_leaves_the_terminal_as_it_was(server: Running, end: bytes):
+def test_it_watches_until_told_to_stop_and_leaves_the_terminal_as_it_was(
+    server: Running, answers: Answers, end: bytes
+):
     with terminal("top", "--url", url_of(server), "--interval", "0.2") as it:
         shown = it.wait_for("document.*q quits.*document")
         assert "\x1b[?1049h" in shown  # a screen of its own
+        # History once, and then what is as cheap as it gets.
+        assert answers.queries[:2] == [b"history_s=60", b""]
         it.type(end)
         check_left_clean(it)
 

@@ -29,14 +29,14 @@ class Watched:
     complaints: list[str] = field(default_factory=list)
 
     def asked(self, path: str) -> list[Request]:
-        """Its requests for a path, in order."""
-        return [request for request in self.requests if request.url == self.origin + path]
+        """Its requests for a path, whatever their query, in order."""
+        return [request for request in self.requests if request.url.partition("?")[0] == self.origin + path]
 
 
 OpenPage = Callable[..., Watched]
 """Opens the page of a server; options are those of a browser context."""
 Serve = Callable[..., str]
-"""Serves the application around a fake engine, with these GPUs; returns its origin."""
+"""Serves the application around a fake engine, with these GPUs or this view; returns its origin."""
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def serve() -> Iterator[Serve]:
     """Applications around fake engines, which answer until the pages are closed."""
     with ExitStack() as at_end:
 
-        def serve_one(engine: FakeEngine, *gpus: LiveGpu) -> str:
-            view = LiveView(version="9.9.9", read_gpus=lambda: gpus)
+        def serve_one(engine: FakeEngine, *gpus: LiveGpu, view: LiveView | None = None) -> str:
+            view = view or LiveView(version="9.9.9", read_gpus=lambda: gpus)
             app = create_app(cast("Engine", engine), Settings(), view=view, pages=UI.handlers())
             server = at_end.enter_context(running(app))
             return f"http://127.0.0.1:{server.address[1]}"

@@ -5,18 +5,28 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import cast
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from app.live import LiveGpu
-from tests.app.fakes import FakeEngine
+from app.engine import Engine
+from app.live import LiveGpu, LiveView
+from batching import Lane
+from tests.app.fakes import IDLE, FakeEngine
 from tests.browser.conftest import OpenPage, Serve
 from tests.servers import RunningServer
 
 THEMES = ("light", "dark")
+HIDE = """(hidden) => {
+    Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""Hides the tab, or shows it again, as far as the page can tell."""
 
 
 def post(server: RunningServer, **body: object) -> None:
@@ -85,6 +95,90 @@ def test_numbers_move_while_there_is_load(golden_server: RunningServer, open_pag
     assert told["lanes"]["document"]["items_per_s"] > told["lanes"]["query"]["items_per_s"] > 0
     assert told["device"]["passes_per_s"] > 0
     assert page.inner_text(".lane.document .fact >> nth=2") != before
+
+
+class PastClock:
+    """The machine's clock, but for what is told to have happened before."""
+
+    def __init__(self, *, ago_s: float) -> None:
+        self.ago_s = ago_s
+
+    def __call__(self) -> float:
+        return time.monotonic() - self.ago_s
+
+
+def view_with_a_past(engine: FakeEngine, *gpus: LiveGpu) -> LiveView:
+    """A view that watched the engine for a minute: one query a second, and 40 documents waiting."""
+    clock = PastClock(ago_s=60)
+    view = LiveView(version="9.9.9", read_gpus=lambda: gpus, clock=clock)
+    view.watch(cast("Engine", engine), aliases=(), num_in_flight=lambda: 0)
+    engine.lanes = {**engine.lanes, Lane.DOCUMENT: replace(IDLE, num_waiting=40)}
+    for ago_s in range(60, 0, -1):
+        clock.ago_s = ago_s
+        view.remember()
+        view.observe_http("/v1/embeddings", "POST", 200, 0.02, failure=None, lane=Lane.QUERY)
+    engine.lanes = dict.fromkeys(Lane, IDLE)
+    clock.ago_s = 0
+    return view
+
+
+def num_points(page: Page, lane: str, chart: int) -> int:
+    """Points of the line in one of a lane's charts: latency, throughput, queue."""
+    line = page.locator(f".lane.{lane} .chart").nth(chart).locator("path.line")
+    return len(re.findall("[ML]", line.get_attribute("d") or ""))
+
+
+def test_a_page_that_is_opened_after_the_load_shows_it_at_once(open_page: OpenPage, serve: Serve):
+    """Whoever opens it because something was slow must not have to wait until it is slow again."""
+    engine = FakeEngine()
+    gpu = LiveGpu(index=0, name="NVIDIA H200", utilization_ratio=0.42)
+    watched = open_page(serve(engine, view=view_with_a_past(engine, gpu)))
+    page = watched.page
+    wait_until_ready(page)
+    assert watched.asked("/live")[0].url.endswith("?history_s=120")
+    for lane, chart in (("query", 0), ("query", 1), ("document", 2)):
+        # Of a latency all but the first second, in which nothing was answered yet.
+        assert num_points(page, lane, chart) >= 58
+    with page.expect_request("**/live"):  # and from now on without
+        pass
+
+    page.locator("#lookback").fill("-30")
+    query, document = page.locator(".lane.query"), page.locator(".lane.document")
+    expect(query.locator(".fact", has_text="p50")).to_contain_text("20 ms")
+    expect(query.locator(".fact", has_text="items/s")).to_contain_text("0")
+    expect(document.locator(".fact", has_text="waiting")).to_contain_text("40")
+    # What nobody wrote down is not made up.
+    for fact in ("Workers ready", "In flight", "On the device"):
+        expect(page.locator("#device .fact", has_text=fact)).to_contain_text("\N{EN DASH}")
+    expect(page.locator(".gpu")).to_contain_text("NVIDIA H200")
+    expect(page.locator(".gpu .gauge >> nth=0")).to_contain_text("\N{EN DASH}")
+    page.locator("#lookback").fill("0")
+    expect(document.locator(".fact", has_text="waiting")).to_contain_text("0")
+    expect(page.locator(".gpu .gauge >> nth=0")).to_contain_text("42 %")
+    expect(page.locator("#device .fact", has_text="Workers ready")).to_contain_text("1 of 1")
+
+
+def test_history_fills_what_a_page_missed_and_nothing_else(open_page: OpenPage, serve: Serve):
+    """A tab that slept for three seconds asks for three; what it saw itself stays as it saw it."""
+    watched = open_page(serve(FakeEngine()))
+    page = watched.page
+    wait_until_ready(page)
+    page.evaluate(HIDE, True)
+    page.wait_for_timeout(3_200)
+    with page.expect_request("**/live?history_s=*") as asked:
+        page.evaluate(HIDE, False)
+    assert 4 <= int(asked.value.url.partition("=")[2]) < 20
+    told = """import('/ui/ui-live.js').then(({pastOf}) => {
+        const history = {device: {busy_ratio: [0.1, null, 0.3]}, lanes: {query: {p50_ms: [null, null, 5]}}};
+        return [pastOf({history}, 100), pastOf({}, 100)];
+    })"""
+    assert page.evaluate(told) == [
+        [
+            {"at": 97, "told": {"device": {"busy_ratio": 0.1}, "lanes": {"query": {"p50_ms": None}}}},
+            {"at": 99, "told": {"device": {"busy_ratio": 0.3}, "lanes": {"query": {"p50_ms": 5}}}},
+        ],
+        [],
+    ]
 
 
 def test_a_moment_of_the_past_can_be_read(golden_server: RunningServer, open_page: OpenPage):
@@ -171,10 +265,10 @@ def test_a_server_that_is_gone_is_said_plainly_and_found_again(open_page: OpenPa
     origin = serve(FakeEngine())
     page = open_page(origin, expects=("ERR_FAILED",)).page
     wait_until_ready(page)
-    page.route("**/live", lambda route: route.abort())
+    page.route("**/live*", lambda route: route.abort())
     expect(page.locator("#state-text")).to_have_text("unreachable, asking again")
     assert page.get_attribute("#state", "data-state") == "lost"
-    page.unroute("**/live")
+    page.unroute("**/live*")
     expect(page.locator("#state-text")).to_have_text("ready")
 
 
@@ -226,20 +320,16 @@ def test_a_hidden_tab_asks_for_nothing(open_page: OpenPage, serve: Serve):
     watched = open_page(origin)
     page = watched.page
     wait_until_ready(page)
-    hide = """(hidden) => {
-        Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
-        document.dispatchEvent(new Event("visibilitychange"));
-    }"""
-    page.evaluate(hide, True)
+    page.evaluate(HIDE, True)
     page.wait_for_timeout(200)  # what was on its way
     asked = len(watched.asked("/live"))
     page.wait_for_timeout(2_500)
     assert len(watched.asked("/live")) == asked
-    with page.expect_request("**/live", timeout=900):
-        page.evaluate(hide, False)
+    with page.expect_request("**/live*", timeout=900):
+        page.evaluate(HIDE, False)
     # However often it is hidden and shown: once a second.
     for hidden in (True, False) * 4:
-        page.evaluate(hide, hidden)
+        page.evaluate(HIDE, hidden)
     page.wait_for_timeout(200)
     asked = len(watched.asked("/live"))
     page.wait_for_timeout(2_200)

@@ -437,3 +437,20 @@ def test_who_is_quicker_than_the_models_card_gets_vectors_all_the_same(
     page.wait_for_selector(".matrix")
     assert len(held) == 1
     held[0].continue_()
+
+
+def test_a_heat_map_that_scrolls_fades_where_there_is_more(open_page: OpenPage, serve: Serve):
+    """On a phone nothing else tells of the columns beyond its edge: scroll bars there show while one scrolls."""
+    page = ready(open_page(serve(FakeEngine()), viewport={"width": 360, "height": 800}))
+    write(page, *(f"text {number}" for number in range(6)))
+    page.click("#embed")
+    page.wait_for_selector(".matrix")
+    box = page.locator(".scroll")
+    expect(box).to_have_class("scroll more-right")
+    box.evaluate("(node) => node.scrollTo(20, 0)")
+    for side in ("more-left", "more-right"):
+        expect(box).to_contain_class(side)
+    box.evaluate("(node) => node.scrollTo(9999, 0)")
+    expect(box).to_have_class("scroll more-left")
+    page.set_viewport_size({"width": 1360, "height": 800})
+    expect(box).to_have_class("scroll")
