@@ -36,6 +36,7 @@ from app.errors import (
     quoted,
 )
 from app.facts import known_method
+from app.logs import fields
 from app.services import services_of
 from app.serving import rate_limit_headers
 from app.wire import Error, ErrorResponse
@@ -57,6 +58,7 @@ from model import (
     InputTooLongError,
     NonFiniteRowError,
     TokenIdError,
+    WorkerError,
 )
 
 logger = logging.getLogger(__name__)
@@ -296,13 +298,34 @@ def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     if explanation.status == 500:
         # The traceback stays here: its text may hold addresses, paths, or a client's input.
         route = scope.get("path_template", "an unknown path")
-        logger.error("%s %s failed", known_method(request.method), route, exc_info=error)
+        told = numbers_of_pass(error)
+        logger.error(
+            "%s %s failed%s",
+            known_method(request.method),
+            route,
+            ": worker[{worker_pid}] pass {pass}".format_map(told) if told else "",
+            exc_info=error,
+            extra=fields(**told),
+        )
     return Response(
         msgspec.json.encode(ErrorResponse(explanation.error)),
         status_code=explanation.status,
         media_type="application/json",
         headers=headers,
     )
+
+
+def numbers_of_pass(error: BaseException | None) -> dict[str, object]:
+    """The worker process and the pass that a request failed over, as they stand on the worker's own line.
+
+    Several passes may have failed: it is the last one, which held the failing input alone. Empty where no
+    pass failed.
+    """
+    while error is not None:
+        if isinstance(error, WorkerError) and error.pass_id is not None:
+            return {"worker_pid": error.pid, "pass": error.pass_id}
+        error = error.__cause__
+    return {}
 
 
 def _with_advice(request: Request[Any, Any, Any], error: Exception) -> Exception:

@@ -40,6 +40,8 @@ class Computed:
     """From inputs to features."""
     queue_s: float
     """Longest wait of an input."""
+    worker_wait_s: float
+    """Longest time that one of its passes was with its worker beyond its device time."""
     device_s: float
     """Device time of the passes that the inputs ran in."""
     ended_s: float

@@ -306,7 +306,7 @@ class JsonFormatter(ProcessorFormatter):
 
 
 class TextFormatter(ProcessorFormatter):
-    """A line to read: time, level, message, what a request took, its id."""
+    """A line to read: time, level, message, what a request took, its id and its trace."""
 
     def __init__(self, *, in_colour: bool = False, with_date: bool = False) -> None:
         columns = _columns(in_colour=in_colour, with_date=with_date)
@@ -346,6 +346,8 @@ def _columns(*, in_colour: bool, with_date: bool) -> list[Column]:
         Column("queue_ms", _Cell("queue {} ms".format, dim)),
         Column("device_ms", _Cell("device {} ms".format, dim)),
         Column("request_id", _Cell("[{}]".format, dim)),
+        # Whole, long as it is: what shows traces finds none by a part of it.
+        Column("trace_id", _Cell("[trace {}]".format, dim)),
         # All others: their message tells people what these tell machines.
         Column("", _Cell(lambda _: "")),
     ]

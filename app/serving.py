@@ -64,6 +64,7 @@ def computed_of(embeddings: Embeddings, *, ended_s: float) -> Computed:
         dimension=embeddings.rows.shape[1],
         prepare_s=embeddings.prepare_s,
         queue_s=embeddings.queue_s,
+        worker_wait_s=embeddings.worker_wait_s,
         device_s=embeddings.compute_s,
         ended_s=ended_s,
     )

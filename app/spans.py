@@ -7,12 +7,18 @@ The conventions for HTTP are stable (opentelemetry-semantic-conventions 1.41); t
 development, and know no server of embeddings: their attributes for clients stand on the server's span.
 """
 
+import logging
+import os
 import threading
 from collections.abc import Sequence
 from time import monotonic_ns, time_ns
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+)
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -30,6 +36,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from app.facts import QUIET_ROUTES, RequestFacts, Stage
+from app.lost_spans import LossReporter, WatchedSession
 from app.observe import CLIENT_CLOSED_REQUEST, REQUEST_ID, UNMATCHED_ROUTE, Outcome, Scope
 from app.tracing import stages_of
 
@@ -45,9 +52,15 @@ GEN_AI_IMAGE_TOKENS = "gen_ai.usage.image.input_tokens"
 
 _SERVICE = "laneway"
 _TRACES_PATH = "v1/traces"
+_CREDENTIAL_VARIABLES = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+)
 _CLOSE_TIMEOUT_S = 3.0
 """For what has not been sent when the server ends: a collector that is gone must not keep it."""
 _PARENT_HEADERS = (b"traceparent", b"tracestate")
+logger = logging.getLogger(__name__)
+
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -57,9 +70,18 @@ def otlp_exporter(endpoint: str | None) -> SpanExporter:
     Args:
         endpoint: The collector's URL, without the path of traces. ``None``: what the environment says.
     """
-    return (
-        OTLPSpanExporter() if endpoint is None else OTLPSpanExporter(f"{endpoint.rstrip('/')}/{_TRACES_PATH}")
-    )
+    url, session = _traces_url(endpoint), WatchedSession()
+    # Given a session, an exporter does not ask the environment's plugin for one that has credentials.
+    has_plugin = any(os.environ.get(name) for name in _CREDENTIAL_VARIABLES)
+    exporter = OTLPSpanExporter(url, session=None if has_plugin else session)
+    return LossReporter(exporter, session, url=url)
+
+
+def _traces_url(endpoint: str | None) -> str:
+    if endpoint is None and (url := os.environ.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT)):
+        return url  # the variable of traces alone names their path, too
+    base = endpoint or os.environ[OTEL_EXPORTER_OTLP_ENDPOINT]
+    return f"{base.rstrip('/')}/{_TRACES_PATH}"
 
 
 class SpanTracer:
@@ -119,6 +141,10 @@ class SpanTracer:
         closing = threading.Thread(target=self._provider.shutdown, name="close-tracer", daemon=True)
         closing.start()
         closing.join(_CLOSE_TIMEOUT_S)
+        if closing.is_alive():
+            logger.warning(
+                "the last spans were not sent within %g s of the end and are lost", _CLOSE_TIMEOUT_S
+            )
 
 
 class SpanTrace:

@@ -70,8 +70,8 @@ def stages_of(facts: RequestFacts | None, noted: Sequence[Stage], *, encode_s: f
     """Where the parts of a request's time lie, in order.
 
     Images were noted as they went. The rest follows from durations: preparing begins where they ended, an
-    input waits from there, and the device was at work until the rows were there. With several passes the
-    last two overlap; between them lies what a pass waited at its worker.
+    input waits for its pass from there, the pass at its worker for the one before it, and the device was at
+    work until the rows were there. With several passes these last three overlap.
 
     Args:
         facts: What is known of the request, if it was understood.
@@ -84,12 +84,14 @@ def stages_of(facts: RequestFacts | None, noted: Sequence[Stage], *, encode_s: f
     begun_s = max((stage.ended_s for stage in noted), default=facts.began_s)
     prepared_s = min(begun_s + computed.prepare_s, computed.ended_s)
     queued_s = min(prepared_s + computed.queue_s, computed.ended_s)
+    waited_s = min(queued_s + computed.worker_wait_s, computed.ended_s)
     # Passes of several workers at once have more device time than there was time.
     device_s = min(computed.device_s, computed.ended_s - prepared_s)
     return [
         *noted,
         Stage(name="prepare", began_s=begun_s, ended_s=prepared_s),
         Stage(name="queue", began_s=prepared_s, ended_s=queued_s),
+        Stage(name="worker", began_s=queued_s, ended_s=waited_s),
         Stage(name="device", began_s=computed.ended_s - device_s, ended_s=computed.ended_s),
         Stage(name="encode", began_s=computed.ended_s, ended_s=computed.ended_s + (encode_s or 0.0)),
     ]

@@ -163,6 +163,19 @@ class DecoderUnavailableError(ModelError):
 class WorkerError(ModelError):
     """A pass did not come back with rows."""
 
+    def __init__(self, message: str, *, pid: int | None = None, pass_id: int | None = None) -> None:
+        """Say what happened, and by which numbers a log tells of it.
+
+        Args:
+            message: What happened.
+            pid: The process that had the pass. ``None``: it was with none.
+            pass_id: The worker's number for the pass. ``None``: it has none, or it may as well have been
+                another one.
+        """
+        super().__init__(message)
+        self.pid = pid
+        self.pass_id = pass_id
+
 
 class WorkerDiedError(WorkerError):
     """The worker process ended under the pass, by a signal, a crash or the kernel's memory killer."""

@@ -6,6 +6,7 @@ pass that hangs cannot be ended.
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from model.errors import CheckpointError, PassFailedError, PassOutOfMemoryError, WorkerDiedError
 from model.types import Features, ModelInfo, PassResult
-from model.worker.logs import one_line
+from model.worker.logs import of_pass, one_line
 from model.worker.memory import device_memory, gpu_uuid, rss_bytes
 from model.worker.passes import (
     DEFAULT_LOADER,
@@ -50,6 +51,7 @@ class InlineWorker:
         self._is_stopped = False
         self._answers: set[asyncio.Future[PassResult]] = set()
         """Of passes that were handed to the thread."""
+        self._pass_ids = itertools.count(1)
         self._num_passes = 0
         self._num_out_of_memory = 0
         self._device_s = 0.0
@@ -111,7 +113,9 @@ class InlineWorker:
         if self._is_stopped or self._encoder is None:
             raise WorkerDiedError(f"the worker is not ready: {self._state}")
         loop = asyncio.get_running_loop()
-        answer = loop.run_in_executor(self._thread, _run, self._encoder, self._options.device, features)
+        answer = loop.run_in_executor(
+            self._thread, _run, self._encoder, self._options.device, next(self._pass_ids), features
+        )
         self._answers.add(answer)
         try:
             result = await answer
@@ -161,19 +165,20 @@ class InlineWorker:
         return "starting" if self._encoder is None else "ready"
 
 
-def _run(encoder: Encoder, device: str, features: Sequence[Features]) -> PassResult:
+def _run(encoder: Encoder, device: str, pass_id: int, features: Sequence[Features]) -> PassResult:
+    pid = os.getpid()
     try:
         return run_pass(encoder, features)
     except Exception as error:
-        log.exception("a pass of %d inputs failed", len(features))
+        log.exception("pass %d failed (%d inputs)", pass_id, len(features), extra=of_pass(pid, pass_id))
         fault, error_type = judge(error, device), type(error).__name__
     # Outside the block above: the traceback in it holds the tensors of the pass.
+    num_tokens = sum(one.num_tokens for one in features)
+    message = (
+        f"the encoder raised {error_type} in pass {pass_id} ({len(features)} inputs, {num_tokens} tokens)"
+    )
     if fault is Fault.OUT_OF_MEMORY:
         gc.collect()
         release_memory(device)
-        raise PassOutOfMemoryError(f"the encoder raised {error_type} in {_describe(features)}")
-    raise PassFailedError(f"the encoder raised {error_type} in {_describe(features)}")
-
-
-def _describe(features: Sequence[Features]) -> str:
-    return f"a pass of {len(features)} inputs and {sum(one.num_tokens for one in features)} tokens"
+        raise PassOutOfMemoryError(message, pid=pid, pass_id=pass_id)
+    raise PassFailedError(message, pid=pid, pass_id=pass_id)

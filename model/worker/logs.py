@@ -23,6 +23,15 @@ def configure_logging(*, as_json: bool) -> None:
     logging.captureWarnings(True)
 
 
+def of_pass(pid: int, pass_id: int) -> dict[str, object]:
+    """``extra=of_pass(7, 1)``: keys of the JSON line that name the process and the pass.
+
+    The line of a request that failed over the pass has the same numbers. Lines that are written in the
+    gateway's process get them, too: its own formatter looks in the same place.
+    """
+    return {"fields": {"pid": pid, "pass": pass_id}}
+
+
 class TextFormatter(logging.Formatter):
     """A line to read: level, process, message."""
 
@@ -49,6 +58,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "pid": record.process,
+            **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1]:
             line["exception"] = _describe_exception(record.exc_info)

@@ -29,7 +29,7 @@ from model.errors import CheckpointError
 from model.interruption import Safepoints
 from model.worker import frames
 from model.worker.child import EXIT_DEVICE_LOST, EXIT_LOAD_FAILED, EXIT_PROTOCOL
-from model.worker.logs import configure_logging, one_line
+from model.worker.logs import configure_logging, of_pass, one_line
 from model.worker.mailbox import Mailbox, Pass
 from model.worker.memory import device_memory, gpu_uuid
 from model.worker.passes import (
@@ -200,12 +200,13 @@ class Answerer:
         elapsed_s: Callable[[], float],
     ) -> tuple[frames.Rows | frames.Failed, memoryview]:
         """Run one pass; returns its answer. Raises ``_DeviceLostError`` alone."""
+        extra = of_pass(os.getpid(), one.pass_id)
         try:
             result = run_pass(
                 self._encoder, one.features, points=points, interruptions=interruptions, elapsed_s=elapsed_s
             )
         except Exception as error:
-            log.exception("a pass of %d inputs failed", len(one.features))
+            log.exception("pass %d failed (%d inputs)", one.pass_id, len(one.features), extra=extra)
             fault, error_type = judge(error, self._device), type(error).__name__
         else:
             rows = frames.Rows(
@@ -221,7 +222,11 @@ class Answerer:
             )
             return rows, result.rows.reshape(-1).view(np.uint8).data
         if fault is Fault.DEVICE_LOST:
-            log.critical("%s fails every call from here on; the process ends to get a new one", self._device)
+            log.critical(
+                "%s fails every call from here on; the process ends to get a new one",
+                self._device,
+                extra=extra,
+            )
             raise _DeviceLostError
         is_out_of_memory = fault is Fault.OUT_OF_MEMORY
         if is_out_of_memory:  # here, not above: the exception's traceback holds the tensors of the pass

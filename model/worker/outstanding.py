@@ -16,6 +16,8 @@ from model.types import PassResult
 class Job:
     """One pass that was sent to a worker process."""
 
+    pid: int
+    """The process."""
     pass_id: int
     num_inputs: int
     num_tokens: int
@@ -35,7 +37,7 @@ class Job:
             self.answer.set_exception(error)
 
     def __str__(self) -> str:
-        return f"a pass of {self.num_inputs} inputs and {self.num_tokens} tokens"
+        return f"pass {self.pass_id} ({self.num_inputs} inputs, {self.num_tokens} tokens)"
 
 
 class Outstanding:

@@ -212,6 +212,7 @@ class ProcessWorker:
             raise PassNotBegunError(f"the worker is not ready: {self._state}")
         loop = asyncio.get_running_loop()
         job = Job(
+            pid=self._child.pid,
             pass_id=next(self._pass_ids),
             num_inputs=len(features),
             num_tokens=sum(one.num_tokens for one in features),
@@ -277,7 +278,12 @@ class ProcessWorker:
     async def _wait_to_restart(self, error: Exception) -> None:
         self._num_deaths += 1
         delay_s = self._backoff.delay_s(self._num_deaths)
-        log.error("%s; starting another %s", error, f"in {delay_s:.1f} s" if delay_s else "now")
+        log.error(
+            "%s; starting another %s",
+            error,
+            f"in {delay_s:.1f} s" if delay_s else "now",
+            extra=_numbers_of(error),
+        )
         if delay_s:
             await self._sleep(delay_s)
 
@@ -380,13 +386,19 @@ class ProcessWorker:
                 self._watchdog = None
         self._enter(WorkerState.RESTARTING)
         begun = self._outstanding.possibly_begun()
+        pass_id = begun[0].pass_id if len(begun) == 1 else None
         if child.silenced.done() or child.exited.done():
             error = child.silenced.result() if child.silenced.done() else EOFError()
             when = f"during {_alternatives(begun)}" if begun else "while it was idle"
-            raise _death(child, await _describe_end(child, error), when)
+            how = await _describe_end(child, error)
+            raise WorkerDiedError(
+                f"the worker process (pid {child.pid}) {how} {when}", pid=child.pid, pass_id=pass_id
+            )
         raise PassTimeoutError(
             f"the worker process (pid {child.pid}) had not answered {_alternatives(begun)} "
-            f"after {sum(job.timeout_s for job in begun):g} s and was killed"
+            f"after {sum(job.timeout_s for job in begun):g} s and was killed",
+            pid=child.pid,
+            pass_id=pass_id,
         )
 
     def _take(self, message: frames.ToGateway, body: memoryview) -> None:
@@ -400,7 +412,8 @@ class ProcessWorker:
         if isinstance(message, frames.Failed):
             error_class = PassOutOfMemoryError if message.is_out_of_memory else PassFailedError
             self._num_out_of_memory += message.is_out_of_memory
-            job.fail(error_class(f"the encoder raised {message.error_type} in {job}"))
+            told = f"the encoder raised {message.error_type} in {job}"
+            job.fail(error_class(told, pid=job.pid, pass_id=job.pass_id))
         else:
             job.succeed(self._result(job, message, body))
             self._num_deaths = 0
@@ -448,13 +461,16 @@ class ProcessWorker:
             self._has_hung.set_result(None)
 
     def _lose_jobs(self, error: WorkerDiedError) -> None:
-        """Fail the jobs that can have begun with ``error``, the others with one that says they have not."""
+        """Fail the jobs that can have begun as ``error`` says, and the others as not begun."""
         begun = self._outstanding.possibly_begun()
         for job in self._outstanding.clear():
-            if job not in begun:
-                job.fail(PassNotBegunError("the worker process died before the pass was run"))
-            else:
-                job.fail(error)
+            error_class, told = (
+                (type(error), str(error))
+                if job in begun
+                else (PassNotBegunError, "the worker process died before the pass was run")
+            )
+            # One each, with the number of its own pass.
+            job.fail(error_class(told, pid=job.pid, pass_id=job.pass_id))
 
     def _enter(self, state: WorkerState) -> None:
         self._state = state
@@ -494,8 +510,12 @@ def _shortened(info: ModelInfo) -> str:
     return info.fingerprint[:_SHORT_FINGERPRINT]
 
 
-def _death(child: Child, how: str, when: str) -> WorkerDiedError:
-    return WorkerDiedError(f"the worker process (pid {child.pid}) {how} {when}")
+def _numbers_of(error: Exception) -> dict[str, object] | None:
+    """Keys of the gateway's JSON line about an end, where a log is searched for a process or a pass."""
+    if not isinstance(error, WorkerDiedError):
+        return None
+    numbers = {"worker_pid": error.pid, "pass": error.pass_id}
+    return {"fields": {key: number for key, number in numbers.items() if number is not None}}
 
 
 def _log_stage(text: str) -> None:

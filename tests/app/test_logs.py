@@ -25,7 +25,8 @@ from app.logs import (
     trace_id_var,
 )
 from app.settings import LogFormat, LogLevel, ServerSettings
-from batching import Lane, QueueFullError
+from batching import EntryFailedError, Lane, QueueFullError, RunnerLostError
+from model import PassFailedError, WorkerDiedError
 from tests.app.fakes import MULTIMODAL, FakeEngine, Gateway
 
 TEXT = "the client's own words"
@@ -116,6 +117,40 @@ async def test_a_refused_request_says_why_and_of_which_lane(stderr: Written):
     assert told == {"status": 429, "lane": "query", "items": 1, "reason": "overloaded", "code": "queue_full"}
     assert line["message"].endswith(" ms queue_full")
     assert "tokens" not in line
+
+
+def lost_with(cause: WorkerDiedError) -> RunnerLostError:
+    lost = RunnerLostError(str(cause))
+    lost.__cause__ = cause
+    return lost
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        PassFailedError("it raised", pid=1234, pass_id=7),
+        lost_with(WorkerDiedError("it died", pid=1234, pass_id=7)),
+    ],
+    ids=repr,
+)
+async def test_a_request_that_failed_in_a_pass_names_its_worker_and_the_pass(
+    stderr: Written, cause: Exception
+):
+    """The worker's own line, which has the cause, has the same numbers."""
+    configure_logging(LogLevel.INFO, LogFormat.JSON)
+    answer = await Gateway(FakeEngine(failure=EntryFailedError(0, cause))).embed("a")
+    failed, _ = stderr.lines
+    assert failed["message"] == "POST /v1/embeddings failed: worker[1234] pass 7"
+    assert (failed["worker_pid"], failed["pass"]) == (1234, 7)
+    assert b"1234" not in answer.body
+
+
+async def test_a_request_that_failed_in_no_pass_names_none(stderr: Written):
+    configure_logging(LogLevel.INFO, LogFormat.JSON)
+    await Gateway(FakeEngine(failure=RuntimeError("it raised"))).embed("a")
+    failed, _ = stderr.lines
+    assert failed["message"] == "POST /v1/embeddings failed"
+    assert failed.keys().isdisjoint({"worker_pid", "pass"})
 
 
 async def test_a_request_that_was_not_understood_has_no_lane(stderr: Written):
@@ -257,6 +292,15 @@ def test_a_text_line_says_what_a_request_took():
     assert re.match(r"\d\d:\d\d:\d\d ", shown)
     assert shown[9:] == (
         "info    POST /v1/embeddings 200 12.5 ms query 1 item 9 tokens queue 0.2 ms device 8.1 ms [mine]"
+    )
+
+
+def test_a_text_line_ends_with_its_trace():
+    """Whole: what shows traces finds none by a part of it."""
+    record = record_of(logging.INFO, "something")
+    record.trace_id = "0af7651916cd43dd8448eb211c80319c"
+    assert TextFormatter().format(record)[9:] == (
+        "info    something [mine] [trace 0af7651916cd43dd8448eb211c80319c]"
     )
 
 

@@ -5,25 +5,34 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk import _shared_internal
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from app.facts import QUIET_ROUTES, Computed, RequestFacts, Stage, note_stage, stages_var
 from app.logs import trace_id_var
+from app.lost_spans import EXPORTER_LOGGER, PROCESSOR_LOGGER, LossReporter, OneAMinute, WatchedSession
 from app.settings import ServerSettings
 from app.spans import SpanTracer, otlp_exporter
 from app.tracing import TracingError, open_tracer, stages_of, who_asks
 from batching import DeadlineError, Lane
 from tests.app.fakes import FakeEngine, Gateway
+from tests.app.running import taken_socket
 
 ROOT = Path(__file__).parents[2]
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -97,7 +106,7 @@ async def test_a_request_is_a_span_with_its_stages_below_it():
     assert traced.span.name == "POST /v1/embeddings"
     assert traced.span.status.status_code is StatusCode.UNSET
     stages = {name: span for name, span in traced.spans.items() if span is not traced.span}
-    assert list(stages) == ["prepare", "queue", "device", "encode"]
+    assert list(stages) == ["prepare", "queue", "worker", "device", "encode"]
     for span in stages.values():
         assert span.parent == traced.span.get_span_context()
         assert traced.span.start_time - 10**6 <= span.start_time <= span.end_time <= traced.span.end_time + 10**6  # fmt: skip
@@ -224,7 +233,8 @@ def test_the_service_has_our_name_unless_the_environment_has_another(monkeypatch
 
 
 def facts_with(**times: float) -> RequestFacts:
-    computed = {"prepare_s": 0.0, "queue_s": 0.0, "device_s": 0.0, "ended_s": 20.0} | times
+    none = dict.fromkeys(["prepare_s", "queue_s", "worker_wait_s", "device_s"], 0.0)
+    computed = none | {"ended_s": 20.0} | times
     return RequestFacts(
         lane=Lane.QUERY,
         model="tiny",
@@ -240,11 +250,12 @@ def spans_of(stages: list[Stage]) -> dict[str, tuple[float, float]]:
 
 
 def test_stages_follow_from_what_is_known_afterwards():
-    facts = facts_with(prepare_s=1.0, queue_s=3.0, device_s=4.0)
+    facts = facts_with(prepare_s=1.0, queue_s=3.0, worker_wait_s=2.0, device_s=4.0)
     assert spans_of(stages_of(facts, [], encode_s=0.5)) == {
         "prepare": (10, 11),
         "queue": (11, 14),
-        "device": (16, 20),  # and from 14 to 16 the pass waited at its worker
+        "worker": (14, 16),
+        "device": (16, 20),
         "encode": (20, 20.5),
     }
 
@@ -258,8 +269,9 @@ def test_preparing_begins_where_images_end():
 
 def test_no_stage_ends_after_the_rows_were_there():
     """Two workers at once have more device time than there was time."""
-    spans = spans_of(stages_of(facts_with(prepare_s=2.0, queue_s=30.0, device_s=16.0), [], encode_s=None))
-    assert (spans["queue"], spans["device"]) == ((12, 20), (12, 20))
+    facts = facts_with(prepare_s=2.0, queue_s=30.0, worker_wait_s=5.0, device_s=16.0)
+    spans = spans_of(stages_of(facts, [], encode_s=None))
+    assert (spans["queue"], spans["worker"], spans["device"]) == ((12, 20), (20, 20), (12, 20))
 
 
 def test_a_request_without_vectors_has_the_stages_it_came_to():
@@ -358,6 +370,8 @@ class Collector:
     """An OTLP receiver that decodes what it is sent."""
 
     port: int
+    status: int = 200
+    """What it answers."""
     received: list[tuple[str, ExportTraceServiceRequest]] = field(default_factory=list)
 
     def spans(self) -> dict[str, bytes]:
@@ -378,7 +392,8 @@ def collector() -> Generator[Collector]:
             body = self.rfile.read(int(self.headers["content-length"]))
             assert self.headers["content-type"] == "application/x-protobuf"
             it.received.append((self.path, ExportTraceServiceRequest.FromString(body)))
-            self.send_response(200)
+            self.send_response(it.status)
+            self.send_header("retry-after", "0")
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -406,16 +421,209 @@ async def test_spans_reach_a_collector(collector: Collector, by_setting: bool, m
     await asyncio.to_thread(tracer.close)
     assert {path for path, _ in collector.received} == {"/v1/traces"}
     assert collector.spans() == dict.fromkeys(
-        ["POST /v1/embeddings", "prepare", "queue", "device", "encode"], bytes.fromhex(TRACE_ID)
+        ["POST /v1/embeddings", "prepare", "queue", "worker", "device", "encode"], bytes.fromhex(TRACE_ID)
     )
     resource = {one.key: one.value.string_value for one in collector.received[0][1].resource_spans[0].resource.attributes}  # fmt: skip
     assert resource["service.name"] == "laneway"
 
 
 async def test_a_collector_that_is_gone_costs_the_end_seconds_and_the_requests_nothing(caplog):
-    tracer = SpanTracer.exporting(otlp_exporter("http://127.0.0.1:9"), version="1")
+    exporter = otlp_exporter("http://127.0.0.1:9")
+    tracer = SpanTracer.exporting(exporter, version="1")
     assert (await Gateway(tracer=tracer).embed("a")).status == 200
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     await asyncio.to_thread(tracer.close)
     assert loop.time() - started_s < 5
+    assert told(caplog) == ["the last spans were not sent within 3 s of the end and are lost"]
+    exporter.shutdown()
+    for thread in threading.enumerate():
+        if thread.name == "close-tracer":
+            thread.join()
+
+
+# A collector that is away ----------------------------------------------------------------------------------
+
+NUM_SPANS = 6
+"""Of a request for texts: one of the server, and its stages."""
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What an operator reads of it, whoever wrote it."""
+    writers = ("app.spans", "app.lost_spans", "opentelemetry", "urllib3", "requests")
+    return [record.getMessage() for record in caplog.records if record.name.startswith(writers)]
+
+
+class Sending:
+    """A gateway that sends its spans by the real exporter, a batch for each request."""
+
+    def __init__(self, url: str) -> None:
+        self._processor = BatchSpanProcessor(otlp_exporter(url))
+        self._gateway = Gateway(tracer=SpanTracer(self._processor, version="1"))
+
+    async def send(self, num_batches: int) -> None:
+        for _ in range(num_batches):
+            assert (await self._gateway.embed("a")).status == 200
+            await asyncio.to_thread(self._processor.force_flush)
+
+    def close(self) -> None:
+        self._processor.shutdown()
+
+
+@pytest.fixture
+def sending(monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[[str], Sending]]:
+    # Retries would make a batch take ten seconds.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.3")
+    opened: list[Sending] = []
+
+    def make(url: str) -> Sending:
+        opened.append(Sending(url))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+async def test_a_closed_port_is_told_once(sending: Callable[[str], Sending], caplog):
+    with taken_socket() as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        await sending(url).send(5)
+    assert told(caplog) == [
+        f"traces do not reach {url}/v1/traces (ConnectionRefusedError: [Errno 111] Connection refused): "
+        "their spans are lost until another line says so"
+    ]
+
+
+async def test_a_collector_that_does_not_answer_is_told_once(sending: Callable[[str], Sending], caplog):
+    with taken_socket() as silent:
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        await sending(url).send(2)
+    (line,) = told(caplog)
+    assert line.startswith(f"traces do not reach {url}/v1/traces (TimeoutError: timed out): ")
+
+
+async def test_a_collector_that_refuses_is_told_once_and_what_was_lost_when_it_no_longer_does(
+    collector: Collector, sending: Callable[[str], Sending], caplog
+):
+    """Without us it would be six lines for each of these batches: the exporter tries each six times."""
+    collector.status = 503
+    url = f"http://127.0.0.1:{collector.port}"
+    gateway = sending(url)
+    await gateway.send(3)
+    assert len(collector.received) == 3 * 6
+    (first,) = told(caplog)
+    assert first == (
+        f"traces do not reach {url}/v1/traces (503 Service Unavailable): "
+        "their spans are lost until another line says so"
+    )
+    collector.status = 200
+    await gateway.send(2)
+    assert told(caplog) == [
+        first, f"traces reach {url}/v1/traces again; 3 batches with {3 * NUM_SPANS} spans were lost"
+    ]  # fmt: skip
+
+
+@dataclass
+class FakeExporter(SpanExporter):
+    """Succeeds or fails as it is told; ``None``: it raises."""
+
+    results: list[bool | None]
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        succeeds = self.results.pop(0)
+        if succeeds is None:
+            raise RuntimeError("it has a bug")
+        return SpanExportResult.SUCCESS if succeeds else SpanExportResult.FAILURE
+
+
+def lines_of(results: list[bool | None], caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    """What is told of batches that are sent every five seconds, and when."""
+    time_s = 0
+    reporter = LossReporter(
+        FakeExporter(list(results)), WatchedSession(), url="http://here", clock=lambda: float(time_s)
+    )
+    lines: list[tuple[int, str]] = []
+    for _ in results:
+        caplog.clear()
+        reporter.export([ReadableSpan("a"), ReadableSpan("b")])
+        lines += [(time_s, line.partition(" http")[0] + line.partition(";")[2]) for line in told(caplog)]
+        time_s += 5
+    return lines
+
+
+def test_a_collector_that_comes_and_goes_is_told_once_a_minute(caplog):
+    assert lines_of([False, True] * 9, caplog) == [
+        (0, "traces do not reach"),
+        (5, "traces reach 1 batches with 2 spans were lost"),
+        (60, "traces do not reach"),
+        # And those that nothing was said of.
+        (65, "traces reach 6 batches with 12 spans were lost"),
+    ]
+
+
+def test_a_loss_that_was_not_told_at_its_time_is_told_later(caplog):
+    assert lines_of([False, True, False, *[True] * 12], caplog) == [
+        (0, "traces do not reach"),
+        (5, "traces reach 1 batches with 2 spans were lost"),
+        (60, "traces reach 1 batches with 2 spans were lost"),
+    ]
+
+
+def test_an_exporter_that_raises_has_lost_its_batch(caplog):
+    assert lines_of([None, True], caplog) == [
+        (0, "traces do not reach"),
+        (5, "traces reach 1 batches with 2 spans were lost"),
+    ]
+
+
+def test_a_full_queue_is_told_once_a_minute():
+    """Every span that finds no room is a line otherwise."""
+    now_s = 0.0
+    rarely = OneAMinute(lambda: now_s)
+    record = logging.LogRecord(PROCESSOR_LOGGER, logging.WARNING, "", 0, "Queue full", (), None)
+
+    def passes(time_s: float) -> bool:
+        nonlocal now_s
+        now_s = time_s
+        return rarely.filter(record)
+
+    assert [time_s for time_s in range(0, 130, 10) if passes(time_s)] == [0, 60, 120]
+
+
+def test_the_lines_of_others_are_those_that_their_loggers_write():
+    """Names of a library, and one of them private: an update may change them."""
+    LossReporter(FakeExporter([]), WatchedSession(), url="http://here")
+    assert trace_exporter._logger.name == EXPORTER_LOGGER
+    assert _shared_internal._logger.name == PROCESSOR_LOGGER
+    assert any(isinstance(one, OneAMinute) for one in _shared_internal._logger.filters)
+
+
+def test_no_line_holds_the_secrets_of_the_address(caplog):
+    reporter = LossReporter(
+        FakeExporter([False]), WatchedSession(), url=f"http://me:{KEY}@here:4318/v1?key={KEY}"
+    )
+    reporter.export([])
+    (line,) = told(caplog)
+    assert line.startswith("traces do not reach http://here:4318/v1 (")
+    assert KEY not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "path"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "/base/", "/base/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "/exactly/here", "/exactly/here"),
+    ],
+)
+async def test_the_environment_says_where(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, name: str, value: str, path: str
+):
+    """The variable of traces is taken as it is, the other gets the path of traces."""
+    monkeypatch.setenv(name, f"http://127.0.0.1:{collector.port}{value}")
+    tracer = open_tracer(None, version="1")
+    assert tracer is not None
+    await Gateway(tracer=tracer).embed("a")
+    await asyncio.to_thread(tracer.close)
+    assert [received for received, _ in collector.received] == [path]

@@ -56,11 +56,16 @@ async def test_any_other_exception_at_load_is_one_line(worker, tmp_path):
         await worker.start(lambda _: None)
 
 
-async def test_an_exception_under_a_pass_tells_its_type_and_nothing_else(worker):
+async def test_an_exception_under_a_pass_tells_its_type_and_nothing_else(worker, caplog):
     await worker.start(lambda _: None)
+    await worker.run([features_of(1)])
     with pytest.raises(PassFailedError) as caught:
         await worker.run([features_of(RAISE)])
-    assert str(caught.value) == "the encoder raised KeyError in a pass of 1 inputs and 1 tokens"
+    assert str(caught.value) == "the encoder raised KeyError in pass 2 (1 inputs, 1 tokens)"
+    assert (caught.value.pid, caught.value.pass_id) == (os.getpid(), 2)
+    (record,) = caplog.records
+    assert record.getMessage() == "pass 2 failed (1 inputs)"
+    assert record.fields == {"pid": os.getpid(), "pass": 2}
     assert SECRET not in repr(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None

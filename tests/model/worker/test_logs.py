@@ -5,7 +5,7 @@ import logging
 import sys
 
 import app.logs
-from model.worker.logs import JsonFormatter, TextFormatter, one_line
+from model.worker.logs import JsonFormatter, TextFormatter, of_pass, one_line
 
 
 def failed_record() -> logging.LogRecord:
@@ -27,6 +27,15 @@ def test_a_json_line_has_the_gateways_keys_and_its_process():
     assert ours.pop("exception").startswith("ValueError: ")
     del theirs["exception"]  # over many lines there
     assert ours == theirs
+
+
+def test_a_pass_is_named_in_the_place_where_the_gateway_looks_too():
+    """A worker without a process logs with the gateway's formatter."""
+    record = failed_record()
+    record.__dict__.update(of_pass(1234, 7))
+    for formatter in (JsonFormatter(), app.logs.JsonFormatter()):
+        line = json.loads(formatter.format(record))
+        assert (line["pid"], line["pass"]) == (1234, 7)
 
 
 def test_whatever_is_logged_is_one_line_of_ascii_json():

@@ -13,6 +13,7 @@ async def jobs():
 
     def make(name: str, timeout_s: float = 10.0) -> Job:
         return Job(
+            pid=7,
             pass_id=sum(name.encode()),
             num_inputs=1,
             num_tokens=1,

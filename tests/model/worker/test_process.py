@@ -193,13 +193,14 @@ async def test_an_exception_under_a_pass_tells_its_type_and_nothing_else(process
     pid = pid_of(worker)
     with pytest.raises(PassFailedError) as caught:
         await worker.run([features_of(1, 2), features_of(RAISE)])
-    assert str(caught.value) == "the encoder raised KeyError in a pass of 2 inputs and 3 tokens"
+    assert str(caught.value) == "the encoder raised KeyError in pass 1 (2 inputs, 3 tokens)"
+    assert (caught.value.pid, caught.value.pass_id) == (pid, 1)
     assert SECRET not in repr(caught.value)
     assert not isinstance(caught.value, PassOutOfMemoryError)
     await assert_answers(worker)
     assert pid_of(worker) == pid
     log = capfd.readouterr().err
-    assert log.startswith(f"ERROR worker[{pid}] a pass of 2 inputs failed | KeyError: ")
+    assert log.startswith(f"ERROR worker[{pid}] pass 1 failed (2 inputs) | KeyError: ")
     assert log.count("\n") == 1
 
 
@@ -207,7 +208,7 @@ async def test_a_pass_that_does_not_fit_into_memory_says_so(process_worker):
     """Whoever composed it may try a smaller one."""
     worker = process_worker()
     await worker.start(ignore_stage)
-    with pytest.raises(PassOutOfMemoryError, match="the encoder raised MemoryError in a pass of 1 inputs"):
+    with pytest.raises(PassOutOfMemoryError, match=r"the encoder raised MemoryError in pass 1 \(1 inputs"):
         await worker.run([features_of(OUT_OF_MEMORY)])
     await assert_answers(worker)
 
@@ -272,8 +273,9 @@ async def test_a_killed_process_fails_its_pass_and_is_replaced(process_worker, f
         await doomed
     assert str(caught.value) == (
         f"the worker process (pid {pid}) was killed by SIGKILL (the kernel does that when memory runs out) "
-        "during a pass of 1 inputs and 3 tokens"
+        "during pass 1 (1 inputs, 3 tokens)"
     )
+    assert (caught.value.pid, caught.value.pass_id) == (pid, 1)
     assert worker.state is WorkerState.RESTARTING
     await assert_answers(worker)
     assert pid_of(worker) != pid
@@ -283,7 +285,7 @@ async def test_a_killed_process_fails_its_pass_and_is_replaced(process_worker, f
 async def test_a_crash_names_its_signal(process_worker):
     worker = process_worker()
     await worker.start(ignore_stage)
-    with pytest.raises(WorkerDiedError, match=r"was killed by SIGSEGV during a pass of 1 inputs"):
+    with pytest.raises(WorkerDiedError, match=r"was killed by SIGSEGV during pass 1 \(1 inputs"):
         await worker.run([features_of(SEGFAULT)])
     await assert_answers(worker)
 
@@ -329,7 +331,7 @@ async def test_a_stopped_process_is_killed_when_its_time_is_up(process_worker):
     with pytest.raises(PassTimeoutError) as caught:
         await worker.run([features_of(1)])
     assert str(caught.value) == (
-        f"the worker process (pid {pid}) had not answered a pass of 1 inputs and 1 tokens after 1 s "
+        f"the worker process (pid {pid}) had not answered pass 1 (1 inputs, 1 tokens) after 1 s "
         "and was killed"
     )
     await assert_answers(worker)
@@ -567,9 +569,9 @@ async def test_a_process_logs_json_from_its_first_line_where_the_gateway_does(pr
     warning, error = map(json.loads, capfd.readouterr().err.splitlines())
     assert warning["message"].startswith("cannot run on core 1000 alone")
     assert (warning["level"], warning["logger"]) == ("warning", "laneway.worker")
-    assert (error["level"], error["message"]) == ("error", "a pass of 1 inputs failed")
+    assert (error["level"], error["message"]) == ("error", "pass 1 failed (1 inputs)")
     assert error["exception"].startswith("KeyError: ")
-    assert error["pid"] == pid_of(worker)
+    assert (error["pid"], error["pass"]) == (pid_of(worker), 1)
 
 
 def test_everything_works_on_uvloop_too(options, tmp_path):

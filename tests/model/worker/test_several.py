@@ -89,7 +89,7 @@ async def test_a_flood_of_queries_is_answered_and_the_document_goes_on(interrupt
 
 async def test_what_goes_wrong_inside_does_no_harm_around_it(interruptible):
     worker, document = await interruptible(2)
-    with pytest.raises(PassFailedError, match="the encoder raised KeyError in a pass of 1 inputs"):
+    with pytest.raises(PassFailedError, match=r"the encoder raised KeyError in pass 2 \(1 inputs"):
         await query(worker, RAISE)
     assert (await query(worker, 5)).rows[0, 0] == 5
     assert (await document).num_interruptions == 2
@@ -212,13 +212,13 @@ async def test_of_three_passes_that_are_out_a_death_blames_those_that_can_have_b
     await running.signalled()
     staged = await handed_over(worker.run([features_of(1)]))
     urgent = await handed_over(query(worker, 1, 2))
-    os.kill(worker.statistics().pid, signal.SIGKILL)
+    pid = worker.statistics().pid
+    os.kill(pid, signal.SIGKILL)
     errors = await asyncio.gather(hanging, urgent, staged, return_exceptions=True)
     assert [type(error) for error in errors] == [WorkerDiedError, WorkerDiedError, PassNotBegunError]
     assert str(errors[0]) == str(errors[1])
-    assert str(errors[0]).endswith(
-        "during a pass of 1 inputs and 3 tokens or a pass of 1 inputs and 2 tokens"
-    )
+    assert str(errors[0]).endswith("during pass 1 (1 inputs, 3 tokens) or pass 3 (1 inputs, 2 tokens)")
+    assert [(error.pid, error.pass_id) for error in errors] == [(pid, 1), (pid, 3), (pid, 2)]
     assert str(errors[2]) == "the worker process died before the pass was run"
     await worker.wait_ready()
     assert (await worker.run([features_of(1)])).rows[0, 0] == 1
@@ -229,7 +229,7 @@ async def test_what_was_answered_before_the_end_is_not_lost(interruptible):
     worker, document = await interruptible(2)
     answered = await query(worker, 5)
     os.kill(worker.statistics().pid, signal.SIGKILL)
-    with pytest.raises(WorkerDiedError, match=r"during a pass of 1 inputs and 2 tokens$"):
+    with pytest.raises(WorkerDiedError, match=r"during pass 1 \(1 inputs, 2 tokens\)$"):
         await document
     assert answered.rows[0, 0] == 5
 
@@ -282,7 +282,7 @@ def rows_frame(**changes: object) -> str:
         (rows_frame(pass_id=7), "pass 7 was answered, but is not out"),
         (
             rows_frame(num_rows=2, dimension=2),
-            r"rows of shape \(2, 2\) are no answer to a pass of 1 inputs and 1 tokens, which gives \(1, 4\)",
+            r"rows of shape \(2, 2\) are no answer to pass 1 \(1 inputs, 1 tokens\), which gives \(1, 4\)",
         ),
         (rows_frame(nonfinite_rows=(1,)), r"rows \(1,\) of 1 are said to be not finite"),
         ("frames.pack_head(frames.Stage(text='reading'))", "a ready worker sent Stage"),
@@ -294,7 +294,7 @@ async def test_an_answer_to_something_else_ends_the_process(process_worker, monk
     monkeypatch.setattr(child, "_BOOTSTRAP", worker_that_answers(answer))
     worker = process_worker()
     await worker.start(ignore_stage)
-    with pytest.raises(WorkerDiedError, match=rf"sent what is no answer \({complaint}\) during a pass"):
+    with pytest.raises(WorkerDiedError, match=rf"sent what is no answer \({complaint}\) during pass 1"):
         await worker.run([features_of(1)])
 
 
