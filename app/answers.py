@@ -17,13 +17,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
 
-from app.engine import (
-    DRAINING,
-    FAILED,
-    EngineNotReadyError,
-    InputRefusedError,
-    RequestTooLargeError,
-)
+from app.engine import DRAINING, FAILED, EngineNotReadyError
 from app.errors import (
     BodyEncodingError,
     ClientGoneError,
@@ -37,6 +31,7 @@ from app.errors import (
 )
 from app.facts import known_method
 from app.logs import fields
+from app.preparation import InputRefusedError, RequestTooLargeError
 from app.services import services_of
 from app.serving import rate_limit_headers
 from app.wire import Error, ErrorResponse

@@ -7,6 +7,7 @@ allowed one is short, and measuring ends early.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,48 +38,59 @@ _IMAGE_SIDES = (4, 12)
 CPU."""
 
 
-async def measure_passes(worker: Worker, info: ModelInfo, limits: Limits) -> list[tuple[Shape, float]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What passes took, and how large they may be."""
+
+    samples: tuple[tuple[Shape, float], ...]
+    """Shapes of passes, and the device seconds that each took."""
+    max_pass_tokens: int
+    """What the limits allow, or the tokens of the largest pass of short texts that found memory."""
+
+
+async def measure_passes(worker: Worker, info: ModelInfo, limits: Limits) -> Calibration:
     """Time passes of texts, and of images where the model takes them, one after the other.
 
-    Each runs until its two shortest times agree, and the shortest counts.
-
-    Returns:
-        Shapes, and the device seconds they took. Those that find no memory are left out: in service a pass
-        that large is halved.
+    Each runs until its two shortest times agree, and the shortest counts. Those that find no memory are left
+    out. Where short texts did not, passes may be no larger than the largest that did: one that is composed
+    too large is lost, and its inputs run again in halves.
 
     Raises:
+        PassOutOfMemoryError: The smallest pass finds no memory.
         Exception: Whatever else the worker raises.
     """
-    samples: list[tuple[Shape, float]] = []
-    num_tokens, longest_s = _SMALLEST_TOKENS, _BEYOND * limits.max_document_pass_s
-    while num_tokens <= max(limits.max_pass_tokens, _SMALLEST_TOKENS):
-        of_texts = calibration_pass(num_tokens, max_tokens=info.max_tokens)
-        if not await _add(samples, worker, of_texts):
+    smallest = calibration_pass(_SMALLEST_TOKENS, max_tokens=info.max_tokens)
+    texts = [await _measure(worker, smallest)]
+    num_tokens, longest_s = 2 * _SMALLEST_TOKENS, _BEYOND * limits.max_document_pass_s
+    max_pass_tokens = limits.max_pass_tokens
+    while num_tokens <= limits.max_pass_tokens:
+        if len(texts) >= _NUM_SIZES and texts[-1][1] >= longest_s:
             break
-        if len(samples) >= _NUM_SIZES and samples[-1][1] >= longest_s:
+        found = await _try_measure(worker, calibration_pass(num_tokens, max_tokens=info.max_tokens))
+        if not found:
+            max_pass_tokens = texts[-1][0].num_tokens
+            logger.warning("passes are kept to %d tokens", max_pass_tokens)
             break
+        texts += found
         num_tokens *= 2
     # One long text, too: what attention costs grows with the square of a length.
-    longest = min(samples[-1][0].num_tokens, info.max_tokens)
+    longest = min(texts[-1][0].num_tokens, info.max_tokens)
     if longest > INPUT_TOKENS:  # a shorter one was measured as such
-        await _add(samples, worker, [Features(token_ids=np.ones(longest, dtype=np.int32))])
-    samples = undisturbed(samples)
+        texts += await _try_measure(worker, [Features(token_ids=np.ones(longest, dtype=np.int32))])
+    samples = undisturbed(texts)
     if info.images is not None:
-        of_images = [[calibration_image(side, info.images)] for side in _IMAGE_SIDES]
-        samples += [await _measure(worker, features) for features in of_images]
-    return samples
+        for side in _IMAGE_SIDES:
+            samples += await _try_measure(worker, [calibration_image(side, info.images)])
+    return Calibration(samples=tuple(samples), max_pass_tokens=max_pass_tokens)
 
 
-async def _add(samples: list[tuple[Shape, float]], worker: Worker, features: Sequence[Features]) -> bool:
-    """Measure a pass of texts; false if there is no memory for it. The smallest must find some."""
+async def _try_measure(worker: Worker, features: Sequence[Features]) -> list[tuple[Shape, float]]:
+    """Measure a pass; nothing comes back if there is no memory for it."""
     try:
-        samples.append(await _measure(worker, features))
+        return [await _measure(worker, features)]
     except PassOutOfMemoryError:
-        if not samples:
-            raise
         logger.warning("a pass of %d tokens finds no memory", shape_of(features).num_tokens)
-        return False
-    return True
+        return []
 
 
 async def _measure(worker: Worker, features: Sequence[Features]) -> tuple[Shape, float]:

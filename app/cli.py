@@ -340,8 +340,11 @@ def _check_interval(_: object, value: float) -> None:
 
 
 def top(
+    url: Annotated[
+        str | None,
+        Parameter(help="The server, such as 127.0.0.1:8000. Default: where serve would listen, by --port."),
+    ] = None,
     *,
-    url: Annotated[str | None, Parameter(help="The server's URL. Default: where serve would listen.")] = None,
     interval: Annotated[
         float, Parameter(help="Seconds from one reading to the next.", validator=_check_interval)
     ] = 1.0,
@@ -366,6 +369,6 @@ def _url_of(settings: Settings) -> str:
     """Where a server with these settings is reached from this machine."""
     host, port = settings.server.host, settings.server.port
     if port == 0:
-        raise CommandError("port 0 was chosen by the system; give --url")
+        raise CommandError("the system chooses which port 0 is; give the server's URL")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

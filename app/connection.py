@@ -7,10 +7,13 @@ is written between the lines of another answer.
 """
 
 import asyncio
+import re
+import sys
 import weakref
 from dataclasses import dataclass
 from typing import Any, cast
 
+import httptools
 import msgspec
 import uvicorn
 from typing_extensions import override
@@ -56,6 +59,13 @@ _MALFORMED = Refusal(
     code="malformed_request",
     reason="validation",
 )
+_UNKNOWN_METHOD = Refusal(
+    # RFC 9110, 15.6.2: what a server answers that does not recognise the method.
+    status=501,
+    message="The request's method is not one that this server knows.",
+    code="unknown_method",
+    reason="validation",
+)
 _BAD_HOST = Refusal(
     # RFC 9112, 3.2: a server MUST answer 400 to HTTP/1.1 without Host, and to more than one.
     status=400,
@@ -63,6 +73,31 @@ _BAD_HOST = Refusal(
     code="malformed_request",
     reason="validation",
 )
+
+
+# RFC 9110, 5.6.2: what a method is made of.
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_REQUEST_LINE = re.compile(_TOKEN.pattern + rb" [^ ]+ HTTP/1\.[0-9]")
+
+
+def is_of_unknown_method(head: bytes, error: BaseException | None) -> bool:
+    """Whether all that is wrong with a request is that the parser does not know its method.
+
+    Args:
+        head: How the request begins, as far as it has come.
+        error: Why the parser gave up: at the method's first letter that fits none, often before its end.
+    """
+    # Methods of RTSP are known to it, and have an error without a class of its own.
+    is_about_method = isinstance(error, httptools.HttpParserInvalidMethodError) or (
+        isinstance(error, httptools.HttpParserError) and str(error).startswith("Invalid method for HTTP")
+    )
+    if not is_about_method:
+        return False
+    # Empty lines before a request line are passed over (RFC 9112, 2.2).
+    line, has_ended, _ = head.lstrip(b"\r\n").partition(b"\n")
+    if has_ended:
+        return _REQUEST_LINE.fullmatch(line.removesuffix(b"\r")) is not None
+    return _TOKEN.fullmatch(line.partition(b" ")[0]) is not None
 
 
 class _RefusedError(Exception):
@@ -101,6 +136,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._accepted_s = 0.0
         self._awaits_head = True
         """From the end of one message to the end of the next one's head."""
+        self._head = b""
+        """What came since the end of the message before, until the parser has made sense of it."""
         self._head_bytes = 0
         """Of the request line and the headers that the parser has finished."""
         self._loose_bytes = 0
@@ -131,6 +168,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._deadline is None and self._awaits_head:
             # The first bytes on an idle connection, be they only empty lines.
             self._await(self._guard.header_timeout_s)
+        if self._awaits_head:
+            self._head += data
         self._loose_bytes += len(data)
         super().data_received(data)
         if self._loose_bytes > self._guard.max_head_bytes and not self._is_deaf:
@@ -139,7 +178,8 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser gives up, for its own reasons or because a callback raised."""
-        self._refuse(self._refusal or _MALFORMED)
+        is_unknown = is_of_unknown_method(self._head, sys.exception())
+        self._refuse(self._refusal or (_UNKNOWN_METHOD if is_unknown else _MALFORMED))
 
     # The parser's callbacks --------------------------------------------------------------------------------
 
@@ -174,6 +214,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # uvicorn gives it our transport, and would close that with the rest of a refused body unread.
         self.cycle.transport = cast("Any", _AnswerTransport(self))
         self._awaits_head = False
+        self._head = b""
         self._await(self._guard.body_timeout_s)
 
     @override

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -125,7 +125,8 @@ class Serving:
     name: str
     """What clients call the model."""
     info: ModelInfo
-    num_workers: int
+    worker_pids: tuple[int | None, ...]
+    """Of each worker's process, by the worker's number; ``None``: it is just being started again."""
     server: ServerSettings
     limits: LimitSettings
     version: str
@@ -143,7 +144,7 @@ def announce(serving: Serving) -> None:
     if info.note is not None:
         logger.warning("%s: %s", serving.name, info.note, extra=fields(model=serving.name, note=info.note))
     logger.info(
-        "ready after %.1f s: %s on %s/v1, %d dimensions, %s, %d tokens an input; %s",
+        "ready after %.1f s: %s on %s/v1, %d dimensions, %s, %d tokens an input; %s; %s",
         serving.ready_after_s,
         serving.name,
         serving.url,
@@ -151,6 +152,7 @@ def announce(serving: Serving) -> None:
         inputs_read(info),
         info.max_tokens,
         request_limits(serving),
+        worker_processes(serving.worker_pids),
         extra=fields(
             url=serving.url,
             model=serving.name,
@@ -160,7 +162,8 @@ def announce(serving: Serving) -> None:
             max_tokens=info.max_tokens,
             device=info.device,
             dtype=info.dtype,
-            workers=serving.num_workers,
+            workers=len(serving.worker_pids),
+            worker_pids=serving.worker_pids,
             packed=info.is_packed,
             fingerprint=info.fingerprint,
             max_inputs=limits.max_inputs,
@@ -184,6 +187,11 @@ def request_limits(serving: Serving) -> str:
     )
 
 
+def worker_processes(pids: Sequence[int | None]) -> str:
+    """Which process each worker is, for people: metrics and alerts name a worker by its number."""
+    return ", ".join(f"worker {number} has pid {pid}" for number, pid in enumerate(pids) if pid is not None)
+
+
 def banner(serving: Serving, *, in_colour: bool = False) -> str:
     """Everything needed for a first request, ready to paste.
 
@@ -192,7 +200,8 @@ def banner(serving: Serving, *, in_colour: bool = False) -> str:
         in_colour: Show what must not be overlooked in yellow.
     """
     info, url = serving.info, serving.url
-    workers = "1 worker" if serving.num_workers == 1 else f"{serving.num_workers} workers"
+    num_workers = len(serving.worker_pids)
+    workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
     passes = "packed passes" if info.is_packed else f"padded passes ({info.packing_note})"
     reach = ", open to other machines" if serving.is_public else ""
     rows = {

@@ -1,15 +1,14 @@
 """One served model: prepare, queue, run. Joins the batching and the model room, and knows no HTTP.
 
-The engine owns the worker processes, the batcher and the tokeniser pools, from the first download to the
-last drained pass. Inputs go down once (prepare, admit, run), rows come up once, in input order.
+The engine owns the worker processes, the batcher and the preparation before it, from the first download to
+the last drained pass. Inputs go down once (prepare, admit, run), rows come up once, in input order.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 from typing import Protocol, cast
@@ -17,10 +16,13 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from app.calibration import measure_passes, shape_of
+from app.calibration import measure_passes
 from app.devices import Placement, place_workers, usable_cores
 from app.logs import logs_as_json
-from app.settings import BatchingSettings, ImageSettings, Settings
+from app.pass_limits import batching_limits
+from app.preparation import Preparation
+from app.runner import WorkerRunner
+from app.settings import ImageSettings, Settings
 from app.threads import in_daemon_thread
 from batching import (
     Batcher,
@@ -30,11 +32,8 @@ from batching import (
     LaneLoad,
     Limits,
     PassReport,
-    RunnerLostError,
-    RunResult,
     SchedulerStatistics,
     Shape,
-    ShuttingDownError,
     WorkItem,
 )
 from model import (
@@ -42,13 +41,9 @@ from model import (
     CheckpointError,
     DecodedImage,
     EmbeddingInput,
-    Features,
     ImageSpec,
-    InputError,
     ModelInfo,
-    NonFiniteRowError,
     Preparer,
-    WorkerDiedError,
     find_checkpoint,
     names_of,
 )
@@ -71,57 +66,6 @@ RESTARTING = "restarting"
 """No worker lives at this moment: requests wait, and load balancers had better send them elsewhere."""
 DRAINING = "draining"
 FAILED = "failed"
-
-# What preparing an input costs beside its text, in characters: 6 us, where 1,000 characters take 270 us
-# (MiniLM's tokeniser, one core).
-_INPUT_CHARS = 20
-# And what an image's thousand tokens take.
-_IMAGE_CHARS = 200
-# Less than this is prepared on the event loop, which stands still for a quarter of a millisecond at most.
-_INLINE_CHARS = 1_000
-# Longer requests never use the query lane's tokeniser thread, whatever lane they are in.
-_QUERY_POOL_CHARS = 20_000
-# Most that one call tokenises: it cannot be interrupted, and other requests of its pool wait for it. 200,000
-# characters take 0.14 s. One longer input is a call of its own, bounded by the setting max_input_chars.
-_CHUNK_INPUTS = 64
-_CHUNK_CHARS = 200_000
-
-_MIN_PASS_TIMEOUT_S = 10.0
-_TIMEOUT_FACTOR = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassDefaults:
-    """How long and how large passes are where the settings do not say."""
-
-    max_pass_ms: float
-    max_document_pass_ms: float
-    fill_ms: float
-    max_pass_tokens: int
-    quiet_after_s: float
-    """How long after a query passes of documents stay short."""
-    interruption_share: float
-
-
-# On a CPU a pass costs little beside its work, so to fill one of queries saves next to nothing, and only
-# makes them wait. And passes are left between two layers, so long ones of documents cost queries little.
-CPU_PASSES = PassDefaults(
-    max_pass_ms=50,
-    max_document_pass_ms=200,
-    fill_ms=0,
-    max_pass_tokens=4_096,
-    quiet_after_s=0.0,
-    interruption_share=0.08,
-)
-# Not measured on a card yet.
-CUDA_PASSES = PassDefaults(
-    max_pass_ms=30,
-    max_document_pass_ms=60,
-    fill_ms=15,
-    max_pass_tokens=16_384,
-    quiet_after_s=1.0,
-    interruption_share=0.05,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -190,32 +134,6 @@ class EngineNotReadyError(Exception):
         self.stage = stage
 
 
-class InputRefusedError(Exception):
-    """One input cannot be embedded; ``__cause__`` is the model room's ``InputError``."""
-
-    def __init__(self, index: int, cause: InputError) -> None:
-        super().__init__(str(cause))
-        self.index = index
-        self.__cause__ = cause
-
-
-class RequestTooLargeError(Exception):
-    """The inputs of a request have more tokens together than one request may have."""
-
-    def __init__(self, *, num_tokens: int, max_tokens: int, is_at_least: bool = False) -> None:
-        """Say how many tokens there are.
-
-        Args:
-            num_tokens: Tokens of the inputs, as far as they were counted.
-            max_tokens: The limit.
-            is_at_least: Not all inputs were counted; there are more tokens.
-        """
-        requested = f"at least {num_tokens}" if is_at_least else str(num_tokens)
-        super().__init__(f"Requested {requested} tokens, max {max_tokens} tokens per request.")
-        self.num_tokens = num_tokens
-        self.max_tokens = max_tokens
-
-
 OpenWorker = Callable[[LoadOptions, int], Worker]
 """Makes the worker of one slot; the number is the slot's."""
 
@@ -259,7 +177,7 @@ class _Served:
     """What exists once the model is loaded."""
 
     info: ModelInfo
-    preparer: Preparer
+    preparation: Preparation
     batcher: Batcher
     times: PassTimes
     decoder: Decoder | None
@@ -278,22 +196,6 @@ class _Totals:
         self.num_items += sum(report.num_entries.values())
         self.num_tokens += sum(report.num_tokens.values())
         self.device_s += report.device_s
-
-
-@dataclass(slots=True)
-class _TokeniserPools:
-    """Queries have a thread of their own, so that no document is tokenised before them."""
-
-    query: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tokenise-query"))
-    document: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "tokenise-document"))
-
-    def choose(self, lane: Lane, num_chars: int) -> ThreadPoolExecutor:
-        """The pool for a request of the lane, of so many characters in all."""
-        return self.query if lane is Lane.QUERY and num_chars <= _QUERY_POOL_CHARS else self.document
-
-    def shutdown(self) -> None:
-        self.query.shutdown(wait=False, cancel_futures=True)
-        self.document.shutdown(wait=False, cancel_futures=True)
 
 
 def _tell_nobody(_news: object) -> None:
@@ -333,7 +235,6 @@ class Engine:
         self._accept = accept
         self._clock = clock
         self._stage = "starting"
-        self._is_stopped = False
         self._num_admitted = 0
         self._all_answered = asyncio.Event()
         self._all_answered.set()
@@ -342,7 +243,6 @@ class Engine:
         self._served: _Served | None = None
         self._load_s = 0.0
         self._totals = _Totals()
-        self._pools = _TokeniserPools()
 
     @classmethod
     def from_settings(
@@ -355,9 +255,10 @@ class Engine:
     ) -> "Engine":
         """An engine whose workers are processes."""
 
-        def open_process(options: LoadOptions, _slot: int) -> Worker:
+        def open_process(options: LoadOptions, slot: int) -> Worker:
             return ProcessWorker(
                 options,
+                number=slot,
                 pass_timeout_s=settings.model.pass_timeout_s,
                 log_json=logs_as_json(settings.server.log_format),
             )
@@ -412,12 +313,12 @@ class Engine:
 
     @property
     def limits(self) -> Limits:
-        """Bounds of passes and lanes, as they came out of the settings, the device and its speed.
+        """Bounds of passes and lanes: what came of the settings and the device, and of its memory since.
 
         Raises:
             EngineNotReadyError: The model is not loaded yet.
         """
-        return self.pass_times.limits
+        return self._require_served().batcher.limits
 
     @property
     def pass_times(self) -> PassTimes:
@@ -493,7 +394,9 @@ class Engine:
             for slot, device in enumerate(placement.devices)
         ]
         self._enter("starting the workers")
+        starting_s = self._clock()
         infos = await self._start_workers()
+        restart_s = self._clock() - starting_s
         info = infos[0]
         if any(other.fingerprint != info.fingerprint for other in infos):
             raise CheckpointError(
@@ -507,8 +410,9 @@ class Engine:
         self._enter("measuring pass times")
         limits = batching_limits(self._settings.batching, is_cuda=placement.is_cuda)
         cost = CostModel()
-        samples = await measure_passes(self._workers[0], info, limits)
-        cost.fit(samples)
+        calibration = await measure_passes(self._workers[0], info, limits)
+        limits = replace(limits, max_pass_tokens=calibration.max_pass_tokens)
+        cost.fit(calibration.samples)
         logger.info("pass times: %r", cost)
         batcher = Batcher(
             [WorkerRunner(worker, cost) for worker in self._workers],
@@ -517,16 +421,24 @@ class Engine:
             name=self.served_name,
             clock=self._clock,
             on_pass=self._observe_pass,
+            restart_s=restart_s,
         )
-        preparer = await asyncio.to_thread(Preparer, info)
+        preparation = Preparation(
+            await asyncio.to_thread(Preparer, info),
+            limits=limits,
+            max_request_tokens=self._settings.limits.max_request_tokens,
+            name=f"{self.served_name} preparation",
+            clock=self._clock,
+        )
         decoder = None
         if info.images is not None:
             self._enter("starting the image decoder")
             decoder = self._open_decoder(info.images.spec)
             await decoder.start()
         batcher.start()
-        times = PassTimes(samples=tuple(samples), cost=cost, limits=limits)
-        return _Served(info=info, preparer=preparer, batcher=batcher, times=times, decoder=decoder)
+        preparation.start()
+        times = PassTimes(samples=calibration.samples, cost=cost, limits=limits)
+        return _Served(info=info, preparation=preparation, batcher=batcher, times=times, decoder=decoder)
 
     def _load_options(self, checkpoint: Checkpoint, placement: Placement, device: str) -> LoadOptions:
         model, images = self._settings.model, self._settings.images
@@ -579,11 +491,10 @@ class Engine:
                 await self._all_answered.wait()
         if self._served is not None:
             await self._served.batcher.stop(max(0.0, give_up_s - self._clock()))
+            await self._served.preparation.stop()
             if self._served.decoder is not None:
                 await self._served.decoder.close()
-        self._is_stopped = True
         await self._stop_workers()
-        self._pools.shutdown()
 
     async def _stop_workers(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
@@ -667,8 +578,9 @@ class Engine:
             BatchingError: The lane is full, the deadline passed, or an input failed in its pass.
         """
         served = self._require_served()
+        served.batcher.check_room(lane, tenant=tenant, num_items=len(inputs))
         started_s = self._clock()
-        features = await self._prepare(served.preparer, inputs, lane)
+        features = await served.preparation.prepare(inputs, lane=lane, tenant=tenant, timeout_s=timeout_s)
         prepare_s = self._clock() - started_s
         outcome = await served.batcher.submit(
             [
@@ -692,66 +604,12 @@ class Engine:
             prepare_s=prepare_s,
         )
 
-    async def _prepare(
-        self, preparer: Preparer, inputs: Sequence[EmbeddingInput], lane: Lane
-    ) -> list[Features]:
-        """Make the features of a request, chunk after chunk; the first chunk that is too much ends it."""
-        sizes = [preparation_chars(one) for one in inputs]
-        num_chars = sum(sizes)
-        pool = None if num_chars <= _INLINE_CHARS else self._pools.choose(lane, num_chars)
-        max_tokens = self._settings.limits.max_request_tokens
-        features: list[Features] = []
-        num_tokens = 0
-        for chunk in cut_chunks(sizes):
-            prepared = await self._prepare_chunk(preparer, inputs[chunk.start : chunk.stop], pool)
-            features += _accepted(prepared, first_index=chunk.start)
-            num_tokens += sum(one.num_tokens + one.num_dropped_tokens for one in features[chunk.start :])
-            if num_tokens > max_tokens:
-                raise RequestTooLargeError(
-                    num_tokens=num_tokens, max_tokens=max_tokens, is_at_least=chunk.stop < len(inputs)
-                )
-        return features
-
-    async def _prepare_chunk(
-        self, preparer: Preparer, inputs: Sequence[EmbeddingInput], pool: ThreadPoolExecutor | None
-    ) -> list[Features | InputError]:
-        if pool is None:
-            return preparer.prepare(inputs)
-        if self._is_stopped:
-            raise ShuttingDownError
-        return await asyncio.get_running_loop().run_in_executor(pool, preparer.prepare, inputs)
-
-
-def preparation_chars(one: EmbeddingInput) -> int:
-    """What it takes to prepare an input, in characters; checking an id takes less than reading one."""
-    num_chars = len(one.text or "") + len(one.instruction or "") + len(one.token_ids or ())
-    return _INPUT_CHARS + num_chars + _IMAGE_CHARS * len(one.images)
-
 
 def modality_of(one: EmbeddingInput) -> str:
     """What an input holds: ``text``, ``image`` or ``text_image``."""
     if not one.images:
         return "text"
     return "text_image" if one.text else "image"
-
-
-def cut_chunks(sizes: Sequence[int]) -> Iterator[range]:
-    """Cut a request into what is tokenised at once; an input that is more than a chunk is one by itself.
-
-    Args:
-        sizes: Characters of each input.
-
-    Yields:
-        The inputs' indices, all of them, in order.
-    """
-    start = num_chars = 0
-    for index, size in enumerate(sizes):
-        if index > start and (index - start == _CHUNK_INPUTS or num_chars + size > _CHUNK_CHARS):
-            yield range(start, index)
-            start, num_chars = index, 0
-        num_chars += size
-    if start < len(sizes):
-        yield range(start, len(sizes))
 
 
 def image_decoder(settings: ImageSettings, spec: ImageSpec) -> ImageDecoder:
@@ -765,107 +623,6 @@ def image_decoder(settings: ImageSettings, spec: ImageSpec) -> ImageDecoder:
         # model, or to the gateway.
         num_processes=settings.decode_workers or 1 + max(1, usable_cores() // 2),
     )
-
-
-class WorkerRunner:
-    """A worker as the batcher knows it: payloads are features, results are rows or errors."""
-
-    def __init__(self, worker: Worker, cost: CostModel) -> None:
-        self._worker = worker
-        self._cost = cost
-
-    async def wait_ready(self) -> None:
-        """Return when a pass may be run."""
-        await self._worker.wait_ready()
-
-    @property
-    def depth(self) -> int:
-        """A pass may wait at the worker for the one before it: the device never waits for the gateway."""
-        return 2
-
-    @property
-    def can_interrupt(self) -> bool:
-        """Whether queries may run between two layers of a pass of documents."""
-        return self._worker.can_interrupt
-
-    async def run(self, payloads: Sequence[object], *, is_urgent: bool, may_interrupt: bool) -> RunResult:
-        """Run one pass; a row that is not finite is that entry's error."""
-        features = [_as_features(payload) for payload in payloads]
-        predicted_s = self._cost.predict_s(shape_of(features))
-        try:
-            result = await self._worker.run(
-                features,
-                timeout_s=pass_timeout_s(predicted_s),
-                is_urgent=is_urgent,
-                may_interrupt=may_interrupt,
-            )
-        except WorkerDiedError as error:
-            raise RunnerLostError(str(error)) from error
-        bad_rows = frozenset(result.nonfinite_rows)
-        results = [NonFiniteRowError() if index in bad_rows else row for index, row in enumerate(result.rows)]
-        return RunResult(
-            results=results, device_s=result.device_s, num_padding_tokens=result.num_padding_tokens
-        )
-
-
-def pass_timeout_s(predicted_s: float) -> float:
-    """When a worker that has not answered a pass is taken to hang.
-
-    Far above any noise: a machine that is busy otherwise makes a pass ten times as long. A query behind a
-    stopped worker waits this long, so it must not be minutes.
-    """
-    return max(_MIN_PASS_TIMEOUT_S, _TIMEOUT_FACTOR * predicted_s)
-
-
-def batching_limits(batching: BatchingSettings, *, is_cuda: bool) -> Limits:
-    """The scheduler's limits, from the settings and the kind of device."""
-    defaults = CUDA_PASSES if is_cuda else CPU_PASSES
-    max_pass_ms = batching.max_pass_ms or defaults.max_pass_ms
-    max_document_pass_ms = batching.max_document_pass_ms or max(defaults.max_document_pass_ms, max_pass_ms)
-    fill_ms = batching.fill_ms
-    if fill_ms is None:
-        fill_ms = max_pass_ms * defaults.fill_ms / defaults.max_pass_ms
-    share = batching.interruption_share
-    return Limits(
-        max_pass_s=min(max_pass_ms, max_document_pass_ms) / 1000,
-        max_document_pass_s=max_document_pass_ms / 1000,
-        fill_s=min(fill_ms, max_pass_ms, max_document_pass_ms) / 1000,
-        max_pass_tokens=batching.max_pass_tokens or defaults.max_pass_tokens,
-        max_pass_entries=batching.max_batch_size if batching.enable_batching else 1,
-        max_wait_s=batching.max_wait_ms / 1000,
-        quiet_after_s=defaults.quiet_after_s,
-        query_slo_s=batching.query_slo_ms / 1000,
-        shares={Lane.DOCUMENT: batching.document_share, Lane.BATCH: batching.batch_share},
-        interruption_share=defaults.interruption_share if share is None else share,
-        max_waiting_entries=_queue_entries(batching),
-        max_waiting_s={
-            Lane.QUERY: batching.max_query_queue_s,
-            Lane.DOCUMENT: batching.max_document_queue_s,
-            Lane.BATCH: batching.max_batch_queue_s,
-        },
-    )
-
-
-def _queue_entries(batching: BatchingSettings) -> dict[Lane, int]:
-    return {
-        Lane.QUERY: batching.max_query_queue,
-        Lane.DOCUMENT: batching.max_document_queue,
-        Lane.BATCH: batching.max_batch_queue,
-    }
-
-
-def _accepted(prepared: Sequence[Features | InputError], *, first_index: int) -> list[Features]:
-    features: list[Features] = []
-    for index, one in enumerate(prepared, start=first_index):
-        if isinstance(one, InputError):
-            raise InputRefusedError(index, one)
-        features.append(one)
-    return features
-
-
-def _as_features(payload: object) -> Features:
-    assert isinstance(payload, Features)
-    return payload
 
 
 def _as_row(result: object) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ RequestError
 
 from collections.abc import Sequence
 
-from app.engine import InputRefusedError
+from app.preparation import InputRefusedError
 from batching import EntryFailedError, Lane
 from model import ImageError
 

@@ -22,11 +22,11 @@ from app.elements import (
     read_modalities,
     split_request,
 )
-from app.engine import RequestTooLargeError
 from app.errors import InvalidRequestError, ModelNotFoundError, TokenArrayError, quoted
 from app.images import ImageReference, read_image_reference
 from app.lanes import choose_lane, choose_timeout_s
 from app.outputs import dimension_choices
+from app.preparation import RequestTooLargeError
 from app.prompts import MODEL_SUFFIXES, Side, choose_prompt, side_of, split_model_name
 from app.settings import Settings, TokenIds
 from app.tokens import Cl100k, Cl100kIdError

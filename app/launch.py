@@ -92,7 +92,7 @@ def launch(
                     is_public=is_public(sock),
                     name=engine.served_name,
                     info=engine.info,
-                    num_workers=len(engine.statistics().workers),
+                    worker_pids=tuple(worker.pid for worker in engine.statistics().workers),
                     server=settings.server,
                     limits=settings.limits,
                     version=version,

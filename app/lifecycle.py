@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from app.logs import fields
 from app.observe import ASGIApp, HttpObserver
 from app.server import build_server
 from app.settings import ServerSettings
@@ -70,6 +71,7 @@ async def serve_until_stopped(
     loop = asyncio.get_running_loop()
     exit_code = OK
     loading: asyncio.Task[None] | None = None
+    stopping_s: float | None = None
     deadline_s = 0.0
 
     async def load() -> None:
@@ -94,8 +96,9 @@ async def serve_until_stopped(
         loading = asyncio.create_task(load())
 
     def begin_stopping() -> None:
-        nonlocal deadline_s
-        deadline_s = loop.time() + settings.shutdown_timeout_s
+        nonlocal stopping_s, deadline_s
+        stopping_s = loop.time()
+        deadline_s = stopping_s + settings.shutdown_timeout_s
         engine.drain()
 
     server = build_server(
@@ -112,4 +115,13 @@ async def serve_until_stopped(
                     await loading
             drain_s = 0.0 if server.force_exit else max(0.0, deadline_s - loop.time())
             await engine.stop(drain_s=drain_s)
+    # A start that failed has said why, and that is its last word.
+    if stopping_s is not None and exit_code == OK:
+        took_s = loop.time() - stopping_s
+        logger.info(
+            "stopped in %.1f s; requests cut off: %d",
+            took_s,
+            server.num_cut_off,
+            extra=fields(took_s=round(took_s, 3), cut_off=server.num_cut_off),
+        )
     return exit_code

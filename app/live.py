@@ -33,6 +33,8 @@ MAX_HISTORY_S = 120
 # half of it, and costs the same at any load. An answer that takes a day is in class 923.
 _CLASSES_PER_E = 1 / math.log(1.02)
 _LINEAR_S = 1e-3
+# A lane that is full, and one that was too slow: both say "not now", and the SDKs come back.
+_REFUSALS = frozenset({408, 429})
 # What watches would show itself as traffic.
 _WATCHING_ROUTES = QUIET_ROUTES | {
     "/stats", "/ui", "/ui/{name}", "/docs", "/docs/{name}", "/schema/openapi.json",
@@ -66,7 +68,11 @@ class LiveLane(Struct, frozen=True, kw_only=True):
     """How long all devices together need for what waits."""
     running_items: int = 0
     requests_per_s: float = 0.0
+    """All of them, refused ones included."""
+    refused_per_s: float = 0.0
+    """Of these, answered with 429, as the lane was full, or with 408, as the deadline passed."""
     items_per_s: float = 0.0
+    """Inputs that were given their vectors."""
     tokens_per_s: float = 0.0
     p50_ms: float | None = None
     """Of whole answers, from a request's head to the last byte; ``None``: there were none."""
@@ -98,8 +104,10 @@ class LiveHttp(Struct, frozen=True, kw_only=True):
     """Requests of all kinds but those that watch: of this view, of metrics, of health, and of pages."""
 
     requests_per_s: float
-    errors_per_s: float
-    """Of these, answered with 500 or more."""
+    client_errors_per_s: float
+    """Of these, answered 4xx, refusals included; and 499, which is a client that left before its answer."""
+    server_errors_per_s: float
+    """Of these, answered 5xx."""
     in_flight: int
     """Embedding requests between their decoded body and their answer."""
 
@@ -126,6 +134,7 @@ class LiveLaneHistory(Struct, frozen=True, kw_only=True):
     waiting_items: Series
     backlog_s: Series
     requests_per_s: Series
+    refused_per_s: Series
     items_per_s: Series
     tokens_per_s: Series
     p50_ms: Series
@@ -153,7 +162,8 @@ class LiveHttpHistory(Struct, frozen=True, kw_only=True):
     """The numbers of requests of all kinds but those that watch."""
 
     requests_per_s: Series
-    errors_per_s: Series
+    client_errors_per_s: Series
+    server_errors_per_s: Series
 
 
 class LiveHistory(Struct, frozen=True, kw_only=True):
@@ -197,6 +207,7 @@ H = TypeVar("H", bound=Struct)
 @dataclass(slots=True)
 class _LaneSecond:
     num_requests: int = 0
+    num_refused: int = 0
     num_items: int = 0
     num_tokens: int = 0
     answers: dict[int, int] = field(default_factory=dict[int, int])
@@ -209,7 +220,8 @@ class _Second:
 
     number: int
     num_requests: int = 0
-    num_errors: int = 0
+    num_client_errors: int = 0
+    num_server_errors: int = 0
     num_passes: int = 0
     num_pass_tokens: int = 0
     num_interruptions: int = 0
@@ -225,7 +237,8 @@ class _Moment:
     over_s: int
     """Seconds that were counted."""
     num_requests: int
-    num_errors: int
+    num_client_errors: int
+    num_server_errors: int
     num_passes: int
     num_pass_tokens: int
     num_interruptions: int
@@ -249,7 +262,8 @@ class _Moment:
         """The requests' numbers."""
         return LiveHttp(
             requests_per_s=self.num_requests / self.over_s,
-            errors_per_s=self.num_errors / self.over_s,
+            client_errors_per_s=self.num_client_errors / self.over_s,
+            server_errors_per_s=self.num_server_errors / self.over_s,
             in_flight=in_flight,
         )
 
@@ -339,13 +353,14 @@ class LiveView:
             return
         second = self._ring.at(int(self._clock()))
         second.num_requests += 1
-        # Those of the server: whoever scans ports, or misspells a field, is no cause for alarm.
-        if status >= 500:
-            second.num_errors += 1
+        # Apart: whoever scans ports, or misspells a field, is no cause for alarm.
+        second.num_client_errors += 400 <= status < 500
+        second.num_server_errors += status >= 500
         if lane is None:
             return
         of_lane = second.lanes[lane]
         of_lane.num_requests += 1
+        of_lane.num_refused += status in _REFUSALS
         if status < 400:
             # Only answers: a lane that refuses would look fast.
             latency = _latency_class(duration_s)
@@ -460,7 +475,8 @@ class LiveView:
             number=number,
             over_s=over_s,
             num_requests=sum(second.num_requests for second in seconds),
-            num_errors=sum(second.num_errors for second in seconds),
+            num_client_errors=sum(second.num_client_errors for second in seconds),
+            num_server_errors=sum(second.num_server_errors for second in seconds),
             num_passes=sum(second.num_passes for second in seconds),
             num_pass_tokens=sum(second.num_pass_tokens for second in seconds),
             num_interruptions=sum(second.num_interruptions for second in seconds),
@@ -540,6 +556,7 @@ def _rates_of(parts: Sequence[_LaneSecond], over_s: int) -> LiveLane:
             answers[latency] = answers.get(latency, 0) + count
     return LiveLane(
         requests_per_s=sum(part.num_requests for part in parts) / over_s,
+        refused_per_s=sum(part.num_refused for part in parts) / over_s,
         items_per_s=sum(part.num_items for part in parts) / over_s,
         tokens_per_s=sum(part.num_tokens for part in parts) / over_s,
         p50_ms=_quantile_ms(answers, 0.5),

@@ -76,7 +76,7 @@ def create_app(
     metrics.watch_images(services.intake)
     metrics.watch_bodies(budget)
     view.watch(engine, aliases=services.served_names[1:], num_in_flight=metrics.num_requests_in_flight)
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             embeddings.create_embedding,
             models.list_models,
@@ -126,3 +126,5 @@ def create_app(
         # We log ourselves (app/logs.py); Litestar's default would reconfigure the root logger.
         logging_config=None,
     )
+    metrics.expect_posts(route.path for route in app.routes if "POST" in route.methods)
+    return app

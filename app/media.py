@@ -2,8 +2,9 @@
 
 Laws: turns to fetch, room and places for fetches are waited for in this order, and given back without
 waiting, so nobody waits in a circle. Queries have all three of their own: a query waits behind other queries
-only, and never long. What is promised is promised late: a URL costs its sender nothing, so its pixels are
-given room only when it is the request's turn to fetch.
+only, and never long. The batch lane's inputs may wait for minutes before they run. So its images hold half of
+the room at most, unless one request needs more, and wait in lines of their own. What is promised is promised
+late: a URL costs its sender nothing, so its pixels are given room only when it is its turn to be fetched.
 
 What images hold is counted in three places. As they come, in base64, they are parts of bodies
 (``max_held_body_bytes``). Fetched files are as many as there are places for fetches, each of at most
@@ -84,6 +85,10 @@ class ImageStatistics:
 
     held_bytes: int
     """Held by requests in flight, or promised to them; fetched files apart."""
+    held_query_bytes: int
+    """What of it is in the queries' own room."""
+    max_held_query_bytes: int
+    max_held_other_bytes: int
     num_waiting_queries: int
     """Requests of the query lane that wait for a turn to fetch or for room."""
     num_waiting_others: int
@@ -152,12 +157,12 @@ class WaitingLine:
 
 
 class _Side:
-    """What the images of queries share, or those of all other requests."""
+    """What the images of a lane wait for."""
 
-    def __init__(self, settings: MediaSettings, *, room_bytes: int, max_wait_s: float | None) -> None:
-        self.room = Room(room_bytes)
-        self.turns = Places(max_taken=settings.max_fetches, max_taken_per_host=settings.max_fetches_per_host)
-        """Of requests with URLs: as many as can fetch at once, so that no other is promised room."""
+    def __init__(self, *, room: Room, turns: Places, max_wait_s: float | None = None) -> None:
+        self.room = room
+        self.turns = turns
+        """Of requests with URLs; documents and the batch lane share theirs."""
         self.for_room = WaitingLine(max_wait_s=max_wait_s)
         self.for_turn = WaitingLine(max_wait_s=max_wait_s)
 
@@ -204,6 +209,11 @@ def pixel_bytes(images: ImageInputs) -> int:
     return images.spec.max_tokens * images.spec.token_side**2 * 3
 
 
+def turns_of(settings: MediaSettings) -> Places:
+    """As many turns as there are fetches, so that nobody who cannot fetch is promised room."""
+    return Places(max_taken=settings.max_fetches, max_taken_per_host=settings.max_fetches_per_host)
+
+
 def file_bytes(references: Sequence[ImageReference], settings: MediaSettings) -> int:
     """The most that the files may have that came in base64."""
     num_bytes = sum(one.data_chars // 4 * 3 + 3 for one in references if one.data is not None)
@@ -237,16 +247,26 @@ class ImageIntake:
         self._settings = settings
         self._observe = observe
         # On top of the setting: one image is 3 MB, and never waits for an upload.
-        query_bytes = settings.max_held_image_bytes // 4
-        self._queries = _Side(settings, room_bytes=query_bytes, max_wait_s=MAX_QUERY_WAIT_S)
-        self._others = _Side(settings, room_bytes=settings.max_held_image_bytes, max_wait_s=None)
+        self._queries = _Side(
+            room=Room(settings.max_held_image_bytes // 4),
+            turns=turns_of(settings),
+            max_wait_s=MAX_QUERY_WAIT_S,
+        )
+        self._documents = _Side(room=Room(settings.max_held_image_bytes), turns=turns_of(settings))
+        self._batch = _Side(
+            room=Room(settings.max_held_image_bytes // 2, within=self._documents.room),
+            turns=self._documents.turns,
+        )
 
     def statistics(self) -> ImageStatistics:
         """A snapshot."""
         return ImageStatistics(
-            held_bytes=self._queries.room.held_bytes + self._others.room.held_bytes,
+            held_bytes=self._queries.room.held_bytes + self._documents.room.held_bytes,
+            held_query_bytes=self._queries.room.held_bytes,
+            max_held_query_bytes=self._queries.room.max_bytes,
+            max_held_other_bytes=self._documents.room.max_bytes,
             num_waiting_queries=self._queries.num_waiting,
-            num_waiting_others=self._others.num_waiting,
+            num_waiting_others=self._documents.num_waiting + self._batch.num_waiting,
             fetches=self._loader.statistics(),
             decoder=self._decoder.decoder_statistics(),
         )
@@ -283,7 +303,7 @@ class ImageIntake:
         host = next((one.host for one in references if one.url is not None), None)
         if host is None:
             return
-        side = self._queries if lane is Lane.QUERY else self._others
+        side = self._side(lane)
         place = side.turns.take(host)
         if side.turns.is_free(host):  # however many wait for other hosts
             await turn.enter_async_context(place)
@@ -294,11 +314,21 @@ class ImageIntake:
         images = self._decoder.info.images
         assert images is not None, "only a model that reads images is handed some"
         num_bytes = file_bytes(references, self._settings) + len(references) * pixel_bytes(images)
-        is_query = lane is Lane.QUERY and num_bytes <= self._queries.room.max_bytes
-        # A query of dozens of images waits among the uploads, which it is one of.
-        side = self._queries if is_query else self._others
+        side = self._side(lane)
+        if lane is Lane.QUERY and num_bytes > side.room.max_bytes:
+            # A query of dozens of images waits among the uploads, which it is one of.
+            side = self._documents
         await side.for_room.wait(lambda: side.room.take(num_bytes), lane=lane)
         return _Share(room=side.room, num_bytes=num_bytes)
+
+    def _side(self, lane: Lane) -> _Side:
+        match lane:
+            case Lane.QUERY:
+                return self._queries
+            case Lane.DOCUMENT:
+                return self._documents
+            case Lane.BATCH:
+                return self._batch
 
     async def _load(self, references: Sequence[ImageReference], lane: Lane) -> list[DecodedImage]:
         began_s = loaded_s = monotonic()

@@ -163,7 +163,8 @@ def _read_workers(model: str, workers: tuple[WorkerStatistics, ...]) -> Iterator
     yield by_worker(families.WORKER_PASSES, lambda worker: worker.num_passes)
     yield by_worker(families.WORKER_OUT_OF_MEMORY, lambda worker: worker.num_out_of_memory)
     yield by_device(families.DEVICE_BUSY, lambda worker: worker.device_s)
-    yield by_worker(families.WORKER_MEMORY, lambda worker: worker.rss_bytes)
+    # 0 is what the kernel tells of a process that was killed and not waited for yet (proc(5), statm).
+    yield by_worker(families.WORKER_MEMORY, lambda worker: worker.rss_bytes or None)
     yield by_device(families.TORCH_ALLOCATED, lambda worker: worker.memory and worker.memory.allocated_bytes)
     yield by_device(families.TORCH_RESERVED, lambda worker: worker.memory and worker.memory.reserved_bytes)
     yield by_device(families.TORCH_PEAK, lambda worker: worker.memory and worker.memory.peak_allocated_bytes)
@@ -183,7 +184,14 @@ def read_images(intake: ImageIntake) -> Iterator[Metric | None]:
     """What became of images, and how much memory they hold."""
     statistics = intake.statistics()
     fetches = statistics.fetches
-    yield metric_of(families.HELD_IMAGE, [((), statistics.held_bytes)])
+    held_query_bytes = statistics.held_query_bytes
+    yield metric_of(
+        families.HELD_IMAGE, _by_urgency(held_query_bytes, statistics.held_bytes - held_query_bytes)
+    )
+    yield metric_of(
+        families.HELD_IMAGE_LIMIT,
+        _by_urgency(statistics.max_held_query_bytes, statistics.max_held_other_bytes),
+    )
     yield metric_of(
         families.IMAGE_WAITING,
         _by_urgency(statistics.num_waiting_queries, statistics.num_waiting_others),
@@ -211,8 +219,8 @@ def _read_decoder(decoder: DecoderStatistics) -> Iterator[Metric | None]:
     yield metric_of(families.IMAGE_DECODER_RESTARTS, [((), decoder.num_restarts)])
 
 
-def _by_urgency(num_queries: int, num_others: int) -> Samples:
-    return [((Lane.QUERY.value,), num_queries), ((Lane.DOCUMENT.value,), num_others)]
+def _by_urgency(of_queries: int, of_others: int) -> Samples:
+    return [((Lane.QUERY.value,), of_queries), ((Lane.DOCUMENT.value,), of_others)]
 
 
 # The machine -----------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Every metric there is: its name, its type, its labels, and what it says.
 
 Laws: base units and ``_total`` names (https://prometheus.io/docs/practices/naming/); labels come from closed
-sets, which ``LABELS`` names, and never from what a client wrote. What is not named here is not exported, and
-``docs/metrics.md`` is made of what is.
+sets, which ``LABELS`` and a family's ``values`` name, and never from what a client wrote. What is not named
+here is not exported, and ``docs/metrics.md`` is made of what is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -38,6 +39,8 @@ class Family:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     """Upper bounds, of a histogram."""
+    values: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    """Of a family with the label ``outcome`` or ``reason``: all that it may hold, and what that means."""
 
 
 @dataclass(slots=True)
@@ -47,9 +50,9 @@ class Section:
     title: str
     families: list[Family] = field(default_factory=list[Family])
 
-    def counter(self, name: str, text: str, *labels: str) -> Family:
+    def counter(self, name: str, text: str, *labels: str, values: Mapping[str, str] | None = None) -> Family:
         """Add what only grows."""
-        return self._add(Family(kind=Kind.COUNTER, name=name, text=text, labels=labels))
+        return self._add(Family(kind=Kind.COUNTER, name=name, text=text, labels=labels, values=values or {}))
 
     def gauge(self, name: str, text: str, *labels: str) -> Family:
         """Add what goes up and down."""
@@ -103,7 +106,26 @@ REQUEST_FAILURES = _requests.counter(
     "laneway_request_failures_total",
     "Requests that got an error in place of their answer, or whose client left, by what went wrong.",
     "reason",
+    values={
+        "validation": "The request is wrong: 400, 415, or no HTTP.",
+        "too_long": "An input, the request or its head is larger than it may be: 400, 413, 431.",
+        "not_found": "No such path, or not with this method: 404, 405.",
+        "model_not_found": "The model it names is not served: 404.",
+        "timeout": "Its deadline passed or could not be met, or it did not arrive in time (408); or an image "
+        "took too long to decode (400).",
+        "cancelled": "Its client left: 499.",
+        "overloaded": "Its lane was full, or too many waited for their images (429); or there was no memory "
+        "for its body (503).",
+        "unavailable": "The model loads, is gone or is stopping, or nothing decodes images: 503.",
+        "nonfinite": "A vector was not finite: 500.",
+        "internal": "The server failed; its log has the cause: 500.",
+    },
 )
+DEADLINE_MISSES = _requests.counter(
+    "laneway_deadline_misses_total",
+    "Requests answered 408 because their deadline passed, or was earlier than they could be done.",
+    "model", "lane",
+)  # fmt: skip
 REQUEST_RETRIES = _requests.counter(
     "laneway_request_retries_total", "Requests that an OpenAI SDK sent again, by its own count."
 )
@@ -123,6 +145,16 @@ TOKEN_ARRAYS = _requests.counter(
     "laneway_token_array_requests_total",
     "Requests with token arrays, by how they were read or why they were not.",
     "outcome",
+    values={
+        "cl100k_base": "Decoded to text, as ids of OpenAI's embedding models.",
+        "model": "Read as ids of the model's own vocabulary.",
+        "rejected": "This server takes none (`token_ids`).",
+        "prompted": "A prompt was asked for, and ids are taken as they are.",
+        "image": "The ids stand for an image's data URI.",
+        "empty": "The ids stand for an empty text.",
+        "invalid_id": "An id is in no vocabulary.",
+        "vocabulary_missing": "The vocabulary of cl100k_base is not there.",
+    },
 )
 IGNORED_PARAMS = _requests.counter(
     "laneway_ignored_params_total", "Top-level request parameters that are unknown here and were ignored."
@@ -150,6 +182,14 @@ QUEUE_OUTCOMES = _lanes.counter(
     "laneway_queue_outcomes_total",
     "What became of inputs that came to the queue.",
     "model", "lane", "outcome",
+    values={
+        "done": "It has its vector.",
+        "failed": "The model failed on it, or every try did.",
+        "cancelled": "Its client left first.",
+        "expired": "It was let in, and its deadline passed first.",
+        "refused": "It was not let in: the lane was full (429), could never hold its request (400), or would "
+        "not have come to it before its deadline (408), even where nothing else waits.",
+    },
 )  # fmt: skip
 RUNNING_ITEMS = _lanes.gauge("laneway_running_items", "Inputs in passes that run now.", "model", "lane")
 LANE_DEVICE = _lanes.counter(
@@ -184,9 +224,9 @@ PASS_DEVICE = _passes.histogram(
 PASS_PREDICTION_RATIO = _passes.histogram(
     "laneway_pass_prediction_ratio",
     "Device time of a pass over what was predicted for it.",
-    "model",
+    "model", "worker",
     buckets=RATIO_BUCKETS,
-)
+)  # fmt: skip
 PASS_PADDING_RATIO = _passes.histogram(
     "laneway_pass_padding_ratio",
     "Part of the tokens that a pass computed that was padding; 0 where passes are packed.",
@@ -236,8 +276,10 @@ WORKER_RESTARTS = _workers.counter(
     "laneway_worker_restarts_total", "Times the worker died and was started again.", "model", "worker"
 )
 WORKER_PASSES = _workers.counter(
-    "laneway_worker_passes_total", "Passes that the worker gave rows for.", "model", "worker"
-)
+    "laneway_worker_passes_total",
+    "Passes that the worker gave rows for, those of warming up and of measuring the device included.",
+    "model", "worker",
+)  # fmt: skip
 WORKER_OUT_OF_MEMORY = _workers.counter(
     "laneway_worker_out_of_memory_passes_total",
     "Passes that did not fit into memory; they are run again in halves.",
@@ -245,12 +287,13 @@ WORKER_OUT_OF_MEMORY = _workers.counter(
 )  # fmt: skip
 DEVICE_BUSY = _workers.counter(
     "laneway_device_busy_seconds_total",
-    "Time that the worker's device spent on passes that gave rows.",
+    "Time that the worker's device spent on passes that gave rows, those of warming up and of measuring the "
+    "device included.",
     "model", "worker", "device",
 )  # fmt: skip
 WORKER_MEMORY = _workers.gauge(
     "laneway_worker_resident_memory_bytes",
-    "Resident memory of the worker, pages it shares included.",
+    "Resident memory of the worker, pages it shares included; absent while it has no process.",
     "model", "worker",
 )  # fmt: skip
 TORCH_ALLOCATED = _workers.gauge(
@@ -296,23 +339,52 @@ HELD_BODY = _media.gauge(
 HELD_BODY_LIMIT = _media.gauge("laneway_held_body_limit_bytes", "The setting max_held_body_bytes.")
 BODY_WAITING = _media.gauge("laneway_body_waiting_requests", "Requests whose bodies wait for memory.")
 HELD_IMAGE = _media.gauge(
-    "laneway_held_image_bytes", "Decoded base64 and pixels that requests in flight hold, or were promised."
+    "laneway_held_image_bytes",
+    "Decoded base64 and pixels that requests in flight hold, or were promised. All that are no queries count "
+    "as documents, here and in the other metrics of images.",
+    "lane",
+)
+HELD_IMAGE_LIMIT = _media.gauge(
+    "laneway_held_image_limit_bytes",
+    "What they may hold: documents max_held_image_bytes, queries a quarter of it on top.",
+    "lane",
 )
 IMAGE_WAITING = _media.gauge(
     "laneway_image_waiting_requests",
-    "Requests that wait for a turn to fetch their images, or for room for them. All that are no queries "
-    "count as documents, here and in laneway_image_queue_items.",
+    "Requests that wait for a turn to fetch their images, or for room for them.",
     "lane",
 )
 IMAGE_FETCHES_RUNNING = _media.gauge(
     "laneway_image_fetches_running", "Images that are on their way, or wait in a fetch's place to be decoded."
 )
 IMAGE_FETCHES = _media.counter(
-    "laneway_image_fetches_total", "Image URLs, by what became of them.", "outcome"
+    "laneway_image_fetches_total",
+    "Image URLs, by what became of them.",
+    "outcome",
+    values={
+        "fetched": "The image is here.",
+        "invalid_url": "It is no URL of `http` or `https`.",
+        "blocked": "Its site or its address is not one that images are fetched from.",
+        "unreachable": "No such name, no connection, no valid certificate, or no HTTP to the end.",
+        "timeout": "It took longer than `fetch_timeout_s`.",
+        "status": "The site answered with another status than 200.",
+        "redirect": "Too many redirects, or one to what is no URL.",
+        "encoding": "The body is compressed, although that was declined.",
+        "too_large": "The file is larger than `max_image_bytes`.",
+    },
 )
 IMAGE_FETCHED = _media.counter("laneway_image_fetched_bytes_total", "Bytes of the images that were fetched.")
 IMAGE_DECODES = _media.counter(
-    "laneway_image_decodes_total", "Image files, by what became of them.", "outcome"
+    "laneway_image_decodes_total",
+    "Image files, by what became of them.",
+    "outcome",
+    values={
+        "decoded": "It has pixels.",
+        "refused": "It is no image, or too large by its header.",
+        "timeout": "It took too long, and its decode process was ended.",
+        "crashed": "Its decode process ended under it.",
+        "abandoned": "Nobody waited for it any more.",
+    },
 )
 IMAGE_QUEUE = _media.gauge("laneway_image_queue_items", "Image files that wait to be decoded.", "lane")
 IMAGE_DECODER_RESTARTS = _media.counter(
@@ -345,9 +417,9 @@ LABELS = {
     "model": "The name that the model is served under",
     "lane": "`query`, `document` or `batch`",
     "stage": "`fetch`, `decode`, `prepare`, `queue`, `worker`, `inference` or `encode`",
-    "reason": "What went wrong: one of the reasons in `app/answers.py`",
+    "reason": "What went wrong: see below",
     "modality": "`text`, `image` or `text_image`; of tokens, `text` or `image`",
-    "outcome": "What became of it: one of a few for each metric",
+    "outcome": "What became of it: for each metric its own, see below",
     "percentile": "`50` or `99`: how many of a hundred passes came out better",
     "source": "What the checkpoint is called",
     "fingerprint": "Changes with everything that changes a vector",

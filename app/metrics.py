@@ -7,6 +7,7 @@ same.
 
 import asyncio
 import collections
+from collections.abc import Iterable
 from functools import partial
 from typing import TypeVar, cast
 
@@ -41,6 +42,9 @@ from app.metric_families import Family
 from batching import Lane, PassReport
 
 disable_created_metrics()  # `_created` series double the text format and tell nothing that rate() needs
+
+COUNTED_FROM_START = (200, 408, 429, 500, 503)
+"""Statuses that a posted request may be answered with, and that alerts compare."""
 
 _OPENMETRICS = "application/openmetrics-text"
 _OPENMETRICS_END = b"# EOF\n"
@@ -82,6 +86,9 @@ class Metrics:
         self._http_request_duration = self._histogram(families.HTTP_REQUEST_DURATION)
         self._request_duration = self._histogram(families.REQUEST_DURATION, extra_bound=query_slo_s)
         self._request_failures = self._counter(families.REQUEST_FAILURES)
+        for reason in families.REQUEST_FAILURES.values:
+            self._child(self._request_failures, reason)
+        self._deadline_misses = self._counter(families.DEADLINE_MISSES)
         self._stage_duration = self._histogram(families.STAGE_DURATION)
         self._items = self._counter(families.ITEMS)
         self._tokens = self._counter(families.TOKENS)
@@ -106,6 +113,10 @@ class Metrics:
     def watch(self, engine: Engine) -> None:
         """Label everything with this engine's model, and read its state and queues at every scrape."""
         self._engine = engine
+        self._child(self._pass_failures, self._model)
+        self._child(self._pass_items, self._model)
+        for lane in Lane:
+            self._child(self._deadline_misses, self._model, lane)
         self.registry.register(SnapshotCollector(partial(read_engine, engine)))
 
     def watch_bodies(self, budget: BodyBudget) -> None:
@@ -115,6 +126,19 @@ class Metrics:
     def watch_images(self, intake: ImageIntake) -> None:
         """Read at every scrape what became of images, and how much memory they hold."""
         self.registry.register(SnapshotCollector(partial(read_images, intake)))
+
+    def expect_posts(self, routes: Iterable[str]) -> None:
+        """Count requests that are posted to these routes from 0 on.
+
+        A series that begins with its first events does not tell that there were none before, so ``rate()``
+        and ``increase()`` would miss the first burst of failures, however large.
+
+        Args:
+            routes: Path templates.
+        """
+        for route in routes:
+            for status in COUNTED_FROM_START:
+                self._child(self._http_requests, route, "POST", str(status))
 
     # What happens
 
@@ -134,6 +158,9 @@ class Metrics:
         self._child(self._http_request_duration, route, status_class).observe(duration_s)
         if lane is not None:
             self._child(self._request_duration, self._model, lane, status_class).observe(duration_s)
+            # Whoever has a lane has arrived, so it is not the 408 of one who was too slow to.
+            if status == 408:
+                self._child(self._deadline_misses, self._model, lane).inc()
         if failure is not None:
             self._child(self._request_failures, failure).inc()
         if self._live is not None:
@@ -177,7 +204,7 @@ class Metrics:
             self._child(self._pass_padding_ratio, model).observe(num_padding / (num_tokens + num_padding))
             if report.predicted_s > 0:
                 ratio = report.device_s / report.predicted_s
-                self._child(self._pass_prediction_ratio, model).observe(ratio)
+                self._child(self._pass_prediction_ratio, model, str(report.slot)).observe(ratio)
         if self._live is not None:
             self._live.observe_pass(report)
 

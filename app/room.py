@@ -1,7 +1,8 @@
 """A bound on memory that requests take a part of before they fill it, and wait for where there is none.
 
 Laws: what waits, waits in the order it came, so that a large share is not passed by small ones for ever;
-whatever ends a wait gives back what it was given.
+whatever ends a wait gives back what it was given; a room within another is taken first, so nobody waits in a
+circle.
 """
 
 import asyncio
@@ -18,8 +19,15 @@ class _Turn:
 class Room:
     """Owns the count of bytes that requests in flight hold or are promised."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, within: "Room | None" = None) -> None:
+        """Begin empty.
+
+        Args:
+            max_bytes: Bytes that there are.
+            within: A larger room of which this one is a part: what is taken here is taken there, too.
+        """
         self._max_bytes = max_bytes
+        self._within = within
         self._held_bytes = 0
         self._waiting: deque[_Turn] = deque()
 
@@ -47,6 +55,21 @@ class Room:
 
         Cancelled, it has taken nothing.
         """
+        await self._take_here(num_bytes)
+        if self._within is not None:
+            try:
+                await self._within.take(num_bytes)
+            except BaseException:
+                self._give_here(num_bytes)
+                raise
+
+    def give(self, num_bytes: int) -> None:
+        """Give room back."""
+        self._give_here(num_bytes)
+        if self._within is not None:
+            self._within.give(num_bytes)
+
+    async def _take_here(self, num_bytes: int) -> None:
         turn = _Turn(num_bytes=num_bytes, has_come=asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         self._admit()
@@ -56,11 +79,10 @@ class Room:
             if turn.has_come.cancelled():
                 self._admit()
             else:  # room was made and the caller cancelled in the same moment
-                self.give(num_bytes)
+                self._give_here(num_bytes)
             raise
 
-    def give(self, num_bytes: int) -> None:
-        """Give room back."""
+    def _give_here(self, num_bytes: int) -> None:
         self._held_bytes -= num_bytes
         self._admit()
 

@@ -30,6 +30,8 @@ class Server(uvicorn.Server):
         on_stopping: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self.num_cut_off = 0
+        """Requests that were not left to finish when it ended."""
         self._on_started = on_started
         self._on_stopping = on_stopping
 
@@ -49,6 +51,14 @@ class Server(uvicorn.Server):
             for task in self.server_state.tasks:
                 task.cancel()
             await self.lifespan.shutdown()
+
+    @override
+    async def _wait_tasks_to_complete(self) -> None:
+        """Wait for requests in flight; those that are left when the wait ends are cancelled by who waits."""
+        try:
+            await super()._wait_tasks_to_complete()
+        finally:
+            self.num_cut_off = len(self.server_state.tasks)
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

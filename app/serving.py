@@ -16,11 +16,12 @@ from litestar.types import Receive
 from msgspec import Struct
 
 from app.bodies import GatewayRequest, ignored_params, ignored_params_header
-from app.engine import Embeddings, InputRefusedError
+from app.engine import Embeddings
 from app.errors import ClientGoneError, InputFailedError
 from app.facts import FACTS, Computed, RequestFacts
 from app.inputs import EmbeddingRequest
 from app.media import embed_with_images
+from app.preparation import InputRefusedError
 from app.services import Services
 from batching import EntryFailedError, Lane
 

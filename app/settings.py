@@ -344,7 +344,8 @@ class MediaSettings:
     max_request_image_bytes: Annotated[int, _at_least(1)] = 64 * 1024 * 1024
     """All images of one request together, as files. As base64, a body of 64 MiB holds 48 MiB of them."""
     max_held_image_bytes: Annotated[int, _at_least(1)] = 1024 * 1024 * 1024
-    """Decoded base64 and pixels of all requests; what finds no room waits. Queries have a quarter more."""
+    """Decoded base64 and pixels of all requests; what finds no room waits. Queries have a quarter more,
+    and the batch lane has half of it at most."""
     fetch_timeout_s: Annotated[float, _duration_s()] = 10.0
     """An image must have arrived by then, redirects included."""
     request_fetch_timeout_s: Annotated[float, _duration_s()] = 240.0

@@ -47,6 +47,7 @@ _BAR_WIDTH = 10
 _GIB = 2**30
 _QUIT_KEYS = b"qQ"
 _NOTHING = "-"
+_PATHS = ("/v1", "/ui", "/live")
 
 
 # Asking ----------------------------------------------------------------------------------------------------
@@ -61,13 +62,17 @@ class Server:
     """Where the readings come from."""
 
     url: str
-    """``http://127.0.0.1:8000``, or what clients call the base URL, with ``/v1``."""
+    """``http://127.0.0.1:8000``, with or without its scheme; the clients' base URL or the page's will do."""
     api_key: str | None = None
 
     @property
     def root(self) -> str:
-        """The URL without what only the API's paths have."""
-        return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        """The URL without the path of what it was copied from: the API, the page, or the readings."""
+        url = self.url if "://" in self.url else f"http://{self.url}"
+        url = url.partition("#")[0].partition("?")[0].rstrip("/")
+        # But for a host of that name, as in http://live.
+        path = next((path for path in _PATHS if url.endswith(path) and not url.endswith("/" + path)), "")
+        return url.removesuffix(path).rstrip("/")
 
     def read(self, *, history_s: int = 0) -> LiveSnapshot:
         """Ask for one reading; blocks for as long as a slow server takes, within reason.
@@ -231,6 +236,7 @@ LANE_COLUMNS = (
     LaneColumn(title="backlog s", width=9, rank=2, write=lambda lane: seconds(lane.backlog_s)),
     LaneColumn(title="running", width=7, rank=7, write=lambda lane: count(lane.running_items)),
     LaneColumn(title="req/s", width=7, rank=3, write=lambda lane: rate(lane.requests_per_s)),
+    LaneColumn(title="refused/s", width=9, rank=1, write=lambda lane: refusals(lane.refused_per_s)),
     LaneColumn(title="items/s", width=7, rank=4, write=lambda lane: rate(lane.items_per_s)),
     LaneColumn(title="tok/s", width=8, rank=5, write=lambda lane: rate(lane.tokens_per_s)),
     LaneColumn(title="p50 ms", width=8, rank=1, write=lambda lane: milliseconds(lane.p50_ms)),
@@ -303,7 +309,9 @@ def _lane_table(view: View, reading: LiveSnapshot, *, width: int) -> Table:
     for index, (name, lane) in enumerate(lanes_of(reading)):
         rates = [point.requests_per_s[index] for point in view.points]
         sparks = [Text(sparkline(rates, width=spark_width), style="cyan")]
-        table.add_row(name, *(column.write(lane) for column in columns), *(sparks if has_sparks else ()))
+        style = "bold red" if lane.refused_per_s else ""
+        cells = [Text(column.write(lane), style=style) for column in columns]
+        table.add_row(Text(name, style=style), *cells, *(sparks if has_sparks else ()))
     return table
 
 
@@ -336,7 +344,11 @@ def _http(reading: LiveSnapshot) -> list[str | Text]:
     return [
         _name("http"),
         f"{rate(http_.requests_per_s)} req/s",
-        Text(f"{rate(http_.errors_per_s)} errors/s", style="bold red" if http_.errors_per_s else ""),
+        # Red where the server is at fault; refusals among the clients' are red in their lane.
+        f"{rate(http_.client_errors_per_s)} 4xx/s",
+        Text(
+            f"{rate(http_.server_errors_per_s)} 5xx/s", style="bold red" if http_.server_errors_per_s else ""
+        ),
         f"{count(http_.in_flight)} in flight",
         Text(f"over the last {reading.window_s} s", style="dim"),
     ]
@@ -394,6 +406,11 @@ def count(number: int) -> str:
 def rate(per_s: float) -> str:
     """A rate as far as it is worth reading: one decimal below 100."""
     return f"{per_s:.1f}" if per_s < 99.95 else count(round(per_s))
+
+
+def refusals(per_s: float) -> str:
+    """A rate that is a dash as long as all is well, and however small it is, never a zero beside it."""
+    return _NOTHING if per_s == 0 else rate(max(per_s, 0.1))
 
 
 def seconds(time_s: float) -> str:

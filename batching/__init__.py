@@ -10,6 +10,7 @@ from batching.errors import (
     NoRunnersError,
     QueueFullError,
     RunnerLostError,
+    RunnerMemoryError,
     ShuttingDownError,
     SubmissionTooLargeError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "RunResult",
     "Runner",
     "RunnerLostError",
+    "RunnerMemoryError",
     "Scheduler",
     "SchedulerStatistics",
     "Shape",

@@ -24,6 +24,7 @@ from batching.errors import (
     EntryFailedError,
     NoRunnersError,
     RunnerLostError,
+    RunnerMemoryError,
     ShuttingDownError,
 )
 from batching.limits import Limits
@@ -66,6 +67,7 @@ class Batcher:
         name: str = "batcher",
         clock: Callable[[], float] = time.monotonic,
         on_pass: Callable[[PassReport], None] | None = None,
+        restart_s: float | None = None,
     ) -> None:
         """Wire up a batcher that does not run yet.
 
@@ -76,6 +78,8 @@ class Batcher:
             name: Appears in logs and in ``repr``.
             clock: Monotonic seconds, at the pace of the event loop's own clock.
             on_pass: Told of every pass that came back, with or without results.
+            restart_s: How long a runner takes to be ready again, as far as that is known: what its first
+                start took, say. Each restart corrects it.
 
         Raises:
             ValueError: There is no runner.
@@ -87,6 +91,7 @@ class Batcher:
             limits,
             cost=cost or CostModel(),
             slots=[Slot(depth=runner.depth, can_interrupt=runner.can_interrupt) for runner in runners],
+            restart_s=restart_s,
         )
         self._name = name
         self._clock = clock
@@ -167,6 +172,15 @@ class Batcher:
         finally:
             self._release(submission)
 
+    def check_room(self, lane: Lane, *, tenant: str = "", num_items: int) -> None:
+        """Refuse so many items before it is known what they cost, if ``submit`` would in any case.
+
+        Raises:
+            SubmissionTooLargeError: The lane cannot hold so many even when it is empty.
+            QueueFullError: The lane cannot hold so many now, however little each of them costs.
+        """
+        self._scheduler.check_room(lane, tenant=tenant, num_entries=num_items, now_s=self._clock())
+
     async def stop(self, drain_s: float) -> None:
         """Take nothing new, finish what is there within ``drain_s``, give up the rest, end all tasks.
 
@@ -194,6 +208,11 @@ class Batcher:
                 self._scheduler.retry(left, self._clock(), is_runner_lost=True)
             out.clear()
 
+    @property
+    def limits(self) -> Limits:
+        """Bounds of passes and queues as they are now: passes shrink where there is no memory for them."""
+        return self._scheduler.limits
+
     def statistics(self) -> SchedulerStatistics:
         """A snapshot of the lanes and of what runs."""
         return self._scheduler.statistics(self._clock())
@@ -210,7 +229,7 @@ class Batcher:
 
     async def _serve_slot(self, slot: int, runner: Runner) -> None:
         while True:
-            await runner.wait_ready()
+            await self._wait_ready(slot, runner)
             # From here to the next wait nothing is awaited: the runner is ready for what it is handed.
             is_new = False
             while (composed := self._scheduler.next_pass(self._clock(), slot)) is not None:
@@ -222,6 +241,19 @@ class Batcher:
                 self._notify()
             self._wakes[slot].clear()
             await self._wakes[slot].wait()
+
+    async def _wait_ready(self, slot: int, runner: Runner) -> None:
+        # Only a runner that is away lets anything else run before it is there.
+        telling = asyncio.get_running_loop().call_soon(self._on_absent, slot)
+        try:
+            await runner.wait_ready()
+        finally:
+            telling.cancel()
+        self._scheduler.set_ready(slot, self._clock(), is_ready=True)
+
+    def _on_absent(self, slot: int) -> None:
+        self._scheduler.set_ready(slot, self._clock(), is_ready=False)
+        self._notify()
 
     def _hand_out(self, slot: int, runner: Runner, composed: Pass) -> None:
         task = asyncio.create_task(self._run(slot, runner, composed), name=f"{self._name} pass on {slot}")
@@ -280,6 +312,7 @@ class Batcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._ends.setdefault(slot, error)
         if slot in self._ends:
+            self._scheduler.retire(slot)
             _logger.error("%s has ended", task.get_name(), exc_info=self._ends[slot])
             self._notify()
             self._give_up_if_last()
@@ -307,8 +340,19 @@ class Batcher:
                 self._settle_if_whole(submission)
 
     def _try_again(self, composed: Pass, error: Exception) -> None:
+        if isinstance(error, RunnerMemoryError):
+            max_tokens = self._scheduler.shrink_passes(composed)
+            if max_tokens is not None:
+                _logger.warning(
+                    "%s: a pass of %d tokens found no memory; passes are kept to %d tokens from now on",
+                    self._name,
+                    composed.num_tokens,
+                    max_tokens,
+                )
         is_lost = isinstance(error, RunnerLostError)
-        for entry in self._scheduler.retry(composed, self._clock(), is_runner_lost=is_lost):
+        has_begun = not isinstance(error, RunnerLostError) or error.has_begun
+        given_up = self._scheduler.retry(composed, self._clock(), is_runner_lost=is_lost, has_begun=has_begun)
+        for entry in given_up:
             self._fail_entry(entry, error)
 
     def _settle_if_whole(self, submission: _Submission) -> None:

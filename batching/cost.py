@@ -317,16 +317,24 @@ class CostModel:
         (self._per_image_token_s,) = fit_nonnegative(images, num_columns=1)
 
     def __repr__(self) -> str:
-        terms = [f"{self.fixed_s * 1e3:.3g} ms", f"{self._factor * self._per_token_s * 1e6:.3g} us a token"]
+        terms = [_time(self.fixed_s), f"{_time(self._factor * self._per_token_s)} a token"]
         if self._per_square_s:
-            terms.append(f"{self._factor * self._per_square_s * 1e9:.3g} ns a squared length")
+            terms.append(f"{_time(self._factor * self._per_square_s)} a squared length")
         if self._per_image_token_s:
-            terms.append(f"{self._factor * self._per_image_token_s * 1e6:.3g} us an image token")
-        floor = f", at least {self.floor_s * 1e3:.3g} ms" if self._floor_s else ""
+            terms.append(f"{_time(self._factor * self._per_image_token_s)} an image token")
+        floor = f", at least {_time(self.floor_s)}" if self._floor_s else ""
         return (
             f"<CostModel {' + '.join(terms)}{floor}, "
             f"p99 residual {self.residual():+.0%} over {len(self._residuals)} passes>"
         )
+
+
+def _time(time_s: float) -> str:
+    """Three digits in the unit that needs no exponent for them: ``5 ms``, and not ``5e+03 us``."""
+    for unit_s, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if time_s >= 0.9995 * unit_s:
+            return f"{time_s / unit_s:.3g} {unit}"
+    return f"{time_s * 1e9:.3g} ns"
 
 
 def _kind_of(shape: Shape) -> tuple[int, int, int]:

@@ -8,7 +8,8 @@ BatchingError
 ├── EntryFailedError         one entry of a submission failed, by its own fault or by exhausted retries
 ├── ShuttingDownError        the batcher is closing
 ├── NoRunnersError           every runner is gone for good
-└── RunnerLostError          raised *by a runner*: it died under a pass, which may be tried again
+├── RunnerLostError          raised *by a runner*: it died under a pass, which may be tried again
+└── RunnerMemoryError        raised *by a runner*: it had no memory for a pass; a smaller one may fit
 """
 
 from batching.types import Lane
@@ -112,3 +113,17 @@ class NoRunnersError(BatchingError):
 
 class RunnerLostError(BatchingError):
     """The runner died under the pass. The work itself may be innocent: it is tried again."""
+
+    def __init__(self, message: str, *, has_begun: bool = True) -> None:
+        """Say what became of the runner.
+
+        Args:
+            message: For people.
+            has_begun: It had begun the pass, or may have. False clears the pass of all blame.
+        """
+        super().__init__(message)
+        self.has_begun = has_begun
+
+
+class RunnerMemoryError(BatchingError):
+    """The runner had no memory for the pass. It is tried again in halves, and later passes are smaller."""

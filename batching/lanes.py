@@ -135,6 +135,18 @@ class LaneQueue:
         )
         return line.num_waiting, shape
 
+    def waiting_before(self, entry: Entry) -> tuple[int, Shape]:
+        """How many entries of its tenant would go before this one if it came now, and their shape."""
+        if self._urgency is None or entry.tenant not in self._lines:
+            return self.waiting_of(entry.tenant)
+        urgency = self._urgency
+        shapes = [
+            other.shape
+            for other in self._in_line(self._lines[entry.tenant])
+            if urgency(other) <= urgency(entry)
+        ]
+        return len(shapes), Shape.of(shapes)
+
     def oldest_arrival_s(self) -> float | None:
         """When the entry that has waited longest arrived; ``None`` if nothing waits."""
         # In a line by arrival the first one is the oldest.

@@ -58,12 +58,13 @@ class Limits:
     """Part of the device's time that a lane gets while it has work waiting, whatever goes before it."""
     interruption_share: float = 0.05
     """Part of the device's time that may be lost to short passes of queries. Near it their passes are filled
-    to ``max_pass_s``, and beyond it they do not break into running ones; 0 lets none break in."""
+    to ``max_pass_s``, and beyond it they break into a running one only after it has had the device for as
+    long; 0 lets none break in."""
     max_waiting_entries: Mapping[Lane, int] = field(default_factory=_default_max_waiting_entries)
-    """Most entries that may wait in a lane."""
+    """Most entries that may wait in a lane. Tenants that hold little of it may go beyond, by half at most."""
     max_waiting_s: Mapping[Lane, float] = field(default_factory=_default_max_waiting_s)
-    """Most work that may wait in a lane: so long would all devices together need for it. One request of
-    any size may wait in an empty lane."""
+    """Most work that may wait in a lane: so long would all ready devices together need for it. One request
+    of any size may wait in an empty lane, and tenants that hold little may go beyond, by half at most."""
 
     def __post_init__(self) -> None:
         _require_seconds("max_pass_s", self.max_pass_s, is_zero_fine=False)

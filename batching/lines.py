@@ -23,8 +23,13 @@ class SlotLines:
     """When what runs now began, or had the device back."""
     had_s: float = 0.0
     """How long the pass that has begun had the device before it was last broken into."""
-    unbegun: set[Pass] = field(default_factory=set)
-    """Passes that had not begun when the runner died, and have not come back yet."""
+    absent_since_s: float | None = None
+    """When the runner was found not to be ready; ``None`` while it is. ``-inf``: it never will be."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the runner can be handed passes."""
+        return self.absent_since_s is None
 
     @property
     def num_out(self) -> int:
@@ -86,22 +91,12 @@ class SlotLines:
     def remove(self, out: Pass, now_s: float) -> None:
         """Take note that a pass came back."""
         (self.urgent if out.is_urgent else self.main).remove(out)
-        self.unbegun.discard(out)
         if out is self.begun:
             self.begun = None
         elif out.is_urgent and self.begun is not None:
             # It broke in, since what had begun has not come back: the rest of the time was the latter's.
             self.had_s += max(0.0, now_s - self.since_s - out.predicted_s)
         self._begin(now_s)
-
-    def blame(self, lost: Pass) -> bool:
-        """Whether a pass had begun, or may have, when the runner died under it."""
-        if not self.unbegun:
-            self.unbegun.update(self.staged)
-            # One that breaks in may have begun; any other urgent one begins when the device is free.
-            may_have_begun = self.is_urgent_running or (bool(self.urgent) and self.urgent[0].may_interrupt)
-            self.unbegun.update(self.urgent[1 if may_have_begun else 0 :])
-        return lost not in self.unbegun
 
     def _begin(self, now_s: float) -> None:
         self.since_s = now_s

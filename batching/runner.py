@@ -55,6 +55,8 @@ class Runner(Protocol):
 
         Raises:
             RunnerLostError: The runner died under the pass, which may be tried again, here or elsewhere.
+                Its ``has_begun`` says whether the pass may be to blame.
+            RunnerMemoryError: It has no memory for the pass; for a smaller one it may.
             Exception: Anything else says that the pass cannot be computed as it is.
         """
         ...

@@ -1,6 +1,6 @@
 """Decides which entries run next, how many at once, where, and which are given up. No clock, no asyncio.
 
-Rule 1: every choice of order, size and place is made in this file.
+Rule 1: every choice of order, size and place is made in this file; admission.py says who may wait.
 Rule 2: nothing here waits or wakes anyone, and time is an argument; batcher.py waits.
 Rule 3: whatever is weighed against something else is weighed in device seconds.
 
@@ -34,17 +34,18 @@ seconds for bytes) means that a few queries in a row never find documents in fro
 **What becomes of a failed pass.** If the runner died, the pass may be innocent: it runs once more
 whole. If it fails again, or if the model raised, it is halved until the culprit stands alone. These
 groups run apart from everything else, and hold entries of one lane only. Passes that had not begun when
-the runner died are not blamed.
+the runner died are not blamed. And while a runner restarts its slot does not count: the others do as if it
+were not there.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
-from itertools import chain, count, islice
-from math import exp, inf
+from itertools import chain, count
+from math import inf
 
+from batching.admission import Admission
 from batching.cost import CostModel, Shape
-from batching.errors import DeadlineUnmeetableError, QueueFullError, SubmissionTooLargeError
 from batching.lanes import LaneQueue
 from batching.limits import Limits
 from batching.lines import SlotLines
@@ -60,15 +61,8 @@ _COMMIT_AHEAD_S = 0.002
 """An urgent pass is handed out so long before its turn: what a pass takes to reach a runner, with room."""
 _BURST_S = 1.0
 """The interruptions of so much time may come all at once."""
-_RECENT_S = 5.0
-"""Device time over which it is remembered who got how much of it."""
-_LEAST_MEMORY = 0.2
-"""Less of it, about a second, says nothing of what is to come."""
-_SATURATED = 0.1
-"""Lanes that left less than this of the device, apart from shares, are taken to go on so."""
-_NUM_WEIGHED = 256
-"""Entries that are looked at one by one to say when there is room again; those behind them are averaged."""
-_NOTHING = Shape(num_tokens=0)
+_RESTART_S = 10.0
+"""What a restart takes where nobody knows: a small model on a CPU. It is measured when there was one."""
 
 
 @dataclass(slots=True)
@@ -91,7 +85,22 @@ class Scheduler:
     ``retry`` for that pass; ``cancel`` and ``expire`` may come between any two.
     """
 
-    def __init__(self, limits: Limits, *, cost: CostModel, slots: Sequence[Slot] = (Slot(),)) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        cost: CostModel,
+        slots: Sequence[Slot] = (Slot(),),
+        restart_s: float | None = None,
+    ) -> None:
+        """Begin with empty lanes, and with runners that are ready.
+
+        Args:
+            limits: Bounds of passes and queues.
+            cost: What passes cost; it learns from each one.
+            slots: What the runners can do.
+            restart_s: How long a runner takes to be ready again, as far as that is known.
+        """
         self._limits = limits
         self._cost = cost
         self._slots = tuple(SlotLines(can=can) for can in slots)
@@ -116,8 +125,15 @@ class Scheduler:
         # What queries may still waste, and when that was true.
         self._budget_s = self._max_budget_s
         self._budget_at_s = -inf
-        # Of the last seconds of device time, the part that each lane got.
-        self._recent = dict.fromkeys(Lane, 0.0)
+        self._admission = Admission(
+            limits,
+            cost=cost,
+            lanes=self._lanes,
+            slots=self._slots,
+            turn_cost_s=self._turn_cost_s,
+            start_s=self._start_s,
+            restart_s=_RESTART_S if restart_s is None else restart_s,
+        )
         self._num_passes = 0
         self._num_failed_passes = 0
         self._num_urgent_passes = 0
@@ -132,16 +148,16 @@ class Scheduler:
         Raises:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
             QueueFullError: They are more than the lane may hold now; the error carries the time in
-                which there is room for them, by the backlog and the speed of all slots.
+                which there is room for them, by the backlog and the speed of all slots that are ready.
             DeadlineUnmeetableError: Their deadline is earlier than they can be done.
         """
         if not entries:
             return
         lane = entries[0].lane
         assert all(entry.lane is lane for entry in entries), "a submission waits in one lane"
+        assert all(entry.tenant == entries[0].tenant for entry in entries), "and is of one tenant"
         try:
-            self._refuse_overflow(lane, entries, now_s)
-            self._refuse_unmeetable(lane, entries, now_s)
+            self._admission.check(entries, now_s)
         except Exception:
             self._tallies[lane].num_refused += len(entries)
             raise
@@ -153,6 +169,20 @@ class Scheduler:
         if lane is Lane.QUERY:
             self._last_query_s = now_s
         self._sweep_deadlines()
+
+    def check_room(self, lane: Lane, *, tenant: str, num_entries: int, now_s: float) -> None:
+        """Refuse so many entries before it is known what they cost, if they will be refused in any case.
+
+        Raises:
+            SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
+            QueueFullError: They are more than the lane may hold now, however little each of them costs.
+        """
+        least = Shape(num_tokens=num_entries, num_squared=num_entries)
+        try:
+            self._admission.check_room(lane, tenant, num_entries, least, now_s)
+        except Exception:
+            self._tallies[lane].num_refused += num_entries
+            raise
 
     def cancel(self, entry: Entry) -> None:
         """Give an entry up because nobody waits for it any more.
@@ -176,6 +206,25 @@ class Scheduler:
         """From now on nothing waits for company: no more of it is to come."""
         self._lingers = False
 
+    # Slots.
+
+    def set_ready(self, slot: int, now_s: float, *, is_ready: bool) -> None:
+        """Take note that the runner of a slot can be handed passes, or cannot until it has restarted.
+
+        A slot that is not ready gets none and counts for nothing. How long it was so is expected of the next
+        restart.
+        """
+        lines = self._slots[slot]
+        if is_ready and lines.absent_since_s is not None:
+            self._admission.observe_restart(now_s - lines.absent_since_s)
+            lines.absent_since_s = None
+        elif not is_ready and lines.absent_since_s is None:
+            lines.absent_since_s = now_s
+
+    def retire(self, slot: int) -> None:
+        """Take note that the runner of a slot will never be ready again."""
+        self._slots[slot].absent_since_s = -inf
+
     # Passes.
 
     def asking_order(self) -> list[int]:
@@ -190,6 +239,8 @@ class Scheduler:
         """
         self._withdraw_expired(now_s)
         lines = self._slots[slot]
+        if not lines.is_ready:
+            return None
         if not lines.num_out:
             return self._next_for_idle(slot, now_s)
         return self._next_urgent(slot, now_s) or self._next_staged(slot, now_s)
@@ -213,12 +264,12 @@ class Scheduler:
             commits_s = (
                 self._commit_s(lines, now_s)
                 for lines in self._slots
-                if lines.can_take_urgent(may_interrupt=False)
+                if lines.is_ready and lines.can_take_urgent(may_interrupt=False)
             )
             break_ins_s = (
                 self._break_in_s(lines, now_s)
                 for lines in self._slots
-                if lines.is_interruptible() and lines.can_take_urgent(may_interrupt=True)
+                if lines.is_ready and lines.is_interruptible() and lines.can_take_urgent(may_interrupt=True)
             )
             # Timers are as exact as clocks are.
             moments += [at_s for at_s in chain(commits_s, break_ins_s) if now_s + TINY_S < at_s < inf]
@@ -245,13 +296,13 @@ class Scheduler:
                     tally.num_done += 1
         for lane, part in parts.items():
             self._tallies[lane].device_s += device_s * part
-        kept = exp(-device_s / _RECENT_S)
-        for lane in Lane:
-            self._recent[lane] = kept * self._recent[lane] + (1 - kept) * parts.get(lane, 0.0)
+        self._admission.observe_pass(parts, device_s)
         self._credit(parts, device_s - done.predicted_s)
         self._cost.observe(done.shape, device_s)
 
-    def retry(self, failed: Pass, now_s: float, *, is_runner_lost: bool) -> tuple[Entry, ...]:
+    def retry(
+        self, failed: Pass, now_s: float, *, is_runner_lost: bool, has_begun: bool = True
+    ) -> tuple[Entry, ...]:
         """Let the entries of a pass that came back without results run again, as far as that makes sense.
 
         Entries that were cancelled or expired under way are left out.
@@ -261,12 +312,13 @@ class Scheduler:
             now_s: When it came back.
             is_runner_lost: The runner died under it, by the pass's fault or not. False: the model
                 raised, and would raise again.
+            has_begun: The runner had come to the pass, or may have. False: the pass is innocent.
 
         Returns:
             Entries that are given up: a single one that raised, or that was alone when a runner died
             that was not the first.
         """
-        is_innocent = is_runner_lost and not self._slots[failed.slot].blame(failed)
+        is_innocent = is_runner_lost and not has_begun
         self._take_back(failed, now_s)
         self._num_failed_passes += 1
         living = [entry for entry in failed.entries if entry in self._running]
@@ -291,7 +343,27 @@ class Scheduler:
                     queue.push_group(half)
         return ()
 
+    def shrink_passes(self, lost: Pass) -> int | None:
+        """Compose no more passes as large as one that found no memory: half of it is tried next.
+
+        Returns:
+            The most tokens in a pass from now on; never less than its largest entry has, which would run
+            alone. ``None``: that stays as it is. An entry that was alone says nothing of many small ones.
+        """
+        largest = max(entry.num_tokens for entry in lost.entries)
+        max_tokens = max(lost.num_tokens // 2, largest)
+        if len(lost.entries) == 1 or max_tokens >= self._limits.max_pass_tokens:
+            return None
+        self._limits = replace(self._limits, max_pass_tokens=max_tokens)
+        self._admission.set_limits(self._limits)
+        return max_tokens
+
     # State, for people and for metrics.
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds of passes and queues as they are now."""
+        return self._limits
 
     def lane_load(self, lane: Lane) -> LaneLoad:
         """How much waits in a lane, from its counters: cheap enough to be told with every answer."""
@@ -299,12 +371,8 @@ class Scheduler:
         return LaneLoad(
             num_waiting=len(queue),
             num_waiting_tokens=queue.num_tokens,
-            waiting_s=self._waiting_s(lane),
-            max_waiting_tokens=self._cost.count_tokens(
-                self._limits.max_waiting_s[lane] * len(self._slots),
-                pass_s=self._limits.max_pass_s,
-                max_tokens=self._limits.max_pass_tokens,
-            ),
+            waiting_s=self._admission.waiting_s(lane),
+            max_waiting_tokens=self._admission.max_waiting_tokens(lane),
         )
 
     def statistics(self, now_s: float) -> SchedulerStatistics:
@@ -336,7 +404,7 @@ class Scheduler:
         return LaneStatistics(
             num_waiting=len(queue),
             num_waiting_tokens=queue.num_tokens,
-            waiting_s=self._waiting_s(lane),
+            waiting_s=self._admission.waiting_s(lane),
             num_tenants=queue.num_tenants,
             oldest_wait_s=0.0 if oldest_arrival_s is None else now_s - oldest_arrival_s,
             num_running=num_running,
@@ -373,7 +441,9 @@ class Scheduler:
             return None
         start_s = self._start_s(lines, now_s)
         for other in self._slots:
-            can_take = other.can_take_urgent(may_interrupt=self._may_break_in(other, now_s))
+            can_take = other.is_ready and other.can_take_urgent(
+                may_interrupt=self._may_break_in(other, now_s)
+            )
             if can_take and self._start_s(other, now_s) < start_s - TINY_S:
                 return None  # That slot has asked before, or will ask next.
         entries = self._lanes[Lane.QUERY].take_group() or self._compose(Lane.QUERY, now_s)
@@ -406,7 +476,7 @@ class Scheduler:
         lines = self._slots[slot]
         if lines.num_out >= lines.can.depth or self._linger_until_s(now_s) is not None:
             return None
-        if not all(other.num_out for other in self._slots):
+        if not all(other.num_out for other in self._slots if other.is_ready):
             return None  # It can run at once elsewhere.
         if self._lanes[Lane.QUERY] and self._owed_lane() is None:
             return None  # They are about to run here or elsewhere, and may leave room for documents.
@@ -654,146 +724,6 @@ class Scheduler:
         # minutes with every call, and would be overtaken by everybody else for as long.
         wanted_s = query.arrival_s + self._limits.query_slo_s
         return wanted_s if query.deadline_s is None else min(query.deadline_s, wanted_s)
-
-    # Admission.
-
-    def _waiting_s(self, lane: Lane) -> float:
-        """How long all slots together need for what waits in a lane."""
-        queue = self._lanes[lane]
-        return self._backlog_s(queue.shape, len(queue)) / len(self._slots)
-
-    def _backlog_s(self, work: Shape, num_entries: int) -> float:
-        """Device seconds for this work, in full passes."""
-        limits = self._limits
-        num_passes = self._cost.count_passes(
-            work,
-            num_entries=num_entries,
-            pass_s=limits.max_pass_s,
-            max_tokens=limits.max_pass_tokens,
-            max_entries=limits.max_pass_entries,
-        )
-        return self._cost.predict_backlog_s(work, num_passes=num_passes)
-
-    def _refuse_overflow(self, lane: Lane, entries: Sequence[Entry], now_s: float) -> None:
-        queue, num_new = self._lanes[lane], len(entries)
-        max_entries, max_s = self._limits.max_waiting_entries[lane], self._limits.max_waiting_s[lane]
-        if num_new > max_entries:
-            raise SubmissionTooLargeError(lane, what="entries", limit=max_entries, num_new=num_new)
-        if not queue:
-            return
-        new = Shape.of(entry.shape for entry in entries)
-        num_over = len(queue) + num_new - max_entries
-        over_s = self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s * len(
-            self._slots
-        )
-        if num_over <= 0 and over_s <= TINY_S:
-            return
-        retry_after_s = self._time_to_room_s(lane, num_over, over_s, now_s)
-        if num_over > 0:
-            raise QueueFullError(
-                lane,
-                what="entries",
-                num_waiting=len(queue),
-                limit=max_entries,
-                num_new=num_new,
-                retry_after_s=retry_after_s,
-            )
-        raise QueueFullError(
-            lane,
-            what="seconds of work",
-            num_waiting=round(self._waiting_s(lane), 3),
-            limit=max_s,
-            num_new=round(self._backlog_s(new, num_new) / len(self._slots), 3),
-            retry_after_s=retry_after_s,
-        )
-
-    def _time_to_room_s(self, lane: Lane, num_over: int, over_s: float, now_s: float) -> float:
-        """When so many entries and so much of the lane's work will have left it, with all slots at work.
-
-        It holds if nobody new comes before the lane, or if they come as they came of late; what comes after
-        it may take its share.
-        """
-        leaving_s = self._time_to_leave_s(lane, num_over, over_s)
-        ahead = list(Lane)[: list(Lane).index(lane)]
-        behind = [other for other in list(Lane)[len(ahead) + 1 :] if self._lanes[other]]
-        ahead_s = sum(self._time_to_leave_s(other, len(self._lanes[other]), inf) for other in ahead)
-        turns_s = sum(self._turn_cost_s(other) for other in behind if self._limits.shares.get(other))
-        rest = 1 - sum(self._limits.shares.get(other, 0.0) for other in behind)
-        drain_s = (ahead_s + leaving_s) / rest + turns_s
-        # What the lane leads is saved up for, and the turn before may have used up everything.
-        saved_s = leaving_s + self._turn_cost_s(lane)
-        share = self._limits.shares.get(lane, 0.0)
-        remembered = max(_LEAST_MEMORY, sum(self._recent.values()))
-        rest = 1 - sum(self._recent[other] for other in ahead) / remembered
-        if rest < share + _SATURATED:
-            drain_s = inf
-        elif rest < 1:
-            drain_s = max(drain_s, saved_s / rest)
-        if share:
-            drain_s = min(drain_s, saved_s / share)
-        elif drain_s == inf:
-            drain_s = (ahead_s + leaving_s) / _SATURATED  # Nothing is promised to it.
-        return (self._out_s(now_s) + drain_s) / len(self._slots) * (1 + max(0.0, self._cost.residual()))
-
-    def _time_to_leave_s(self, lane: Lane, num_over: int, over_s: float) -> float:
-        """Device seconds until so many entries of a lane, and so much of its work, are in passes."""
-        queue = self._lanes[lane]
-        room = Room(self._cost, self._limits, self._limits.max_pass_s)
-        full_s = self._cost.fixed_s + room.work_s
-        left, num_left, leaving_s = _NOTHING, 0, 0.0
-        for entry in islice(chain(queue.group, queue), _NUM_WEIGHED):
-            if num_left >= num_over and self._backlog_s(left, num_left) >= over_s:
-                return leaving_s
-            left, num_left = Shape.of((left, entry.shape)), num_left + 1
-            if not room.is_empty and not room.fits(entry):
-                room = Room(self._cost, self._limits, self._limits.max_pass_s)
-            if room.is_empty:
-                # Passes are counted full: others ride along.
-                leaving_s += max(full_s, self._cost.predict_s(entry.shape))
-            room.take(entry)
-        if num_left == len(queue):
-            return leaving_s
-        backlog_s = self._backlog_s(queue.shape, len(queue))
-        part = max(num_over / len(queue), over_s / backlog_s if backlog_s > 0 else 1.0)
-        return max(leaving_s, min(1.0, part) * len(queue) / num_left * leaving_s)
-
-    def _out_s(self, now_s: float) -> float:
-        """Device seconds that are left of what is out."""
-        return sum(
-            lines.rest_s(now_s) + sum(out.predicted_s for out in lines.waiting) for lines in self._slots
-        )
-
-    def _refuse_unmeetable(self, lane: Lane, entries: Sequence[Entry], now_s: float) -> None:
-        deadline_s = min((entry.deadline_s for entry in entries if entry.deadline_s is not None), default=inf)
-        if deadline_s == inf or (not self._passes and not any(self._lanes.values())):
-            # An idle device tries: a prediction that is wrong is put right by nothing else.
-            return
-        predicted_s = self._time_to_finish_s(lane, entries, now_s)
-        if lane is Lane.QUERY and now_s + predicted_s > deadline_s:
-            # Only now those are counted that would really go before it.
-            urgency_s = self._urgency_s(entries[0])
-            later = [other for other in self._lanes[lane] if self._urgency_s(other) > urgency_s]
-            later_s = self._backlog_s(Shape.of(one.shape for one in later), len(later))
-            predicted_s -= later_s / len(self._slots)
-        if now_s + predicted_s > deadline_s:
-            raise DeadlineUnmeetableError(timeout_s=max(0.0, deadline_s - now_s), predicted_s=predicted_s)
-
-    def _time_to_finish_s(self, lane: Lane, entries: Sequence[Entry], now_s: float) -> float:
-        """When these entries would be done if they were admitted, as it is expected."""
-        own = Shape.of(entry.shape for entry in entries)
-        own_s = self._backlog_s(own, len(entries))
-        queue, num_slots = self._lanes[lane], len(self._slots)
-        ahead_s = self._waiting_s(lane)
-        own_part_s = own_s / min(len(entries), num_slots)
-        if lane is Lane.QUERY:
-            start_s = min(self._start_s(lines, now_s) for lines in self._slots)
-            return start_s + ahead_s + own_part_s
-        # Tenants take turns: whoever has little waiting does not wait for those who have much.
-        num_own, own_waiting = queue.waiting_of(entries[0].tenant)
-        own_line_s = own_s + self._backlog_s(own_waiting, num_own)
-        ahead_s = min(ahead_s, queue.num_tenants * own_line_s / num_slots)
-        ahead_s += sum(self._waiting_s(other) for other in list(Lane)[: list(Lane).index(lane)])
-        return self._out_s(now_s) / num_slots + ahead_s + own_part_s
 
     # Giving up.
 

@@ -14,7 +14,7 @@ class LaneLoad:
     num_waiting_tokens: int
     """Their tokens."""
     waiting_s: float
-    """How long all devices together would need for them."""
+    """How long all devices that are ready would need for them together."""
     max_waiting_tokens: int
     """About how many tokens may wait, at the speed of today."""
 
@@ -50,7 +50,7 @@ class LaneStatistics:
     device_s: float
     """Device time spent on the lane: its part of each pass, by work."""
     waiting_s: float = 0.0
-    """How long all devices together would need for what waits."""
+    """How long all devices that are ready would need together for what waits."""
     num_tenants: int = 0
     """Tenants that have something waiting."""
 
@@ -67,11 +67,11 @@ class SchedulerStatistics:
     num_failed_passes: int
     """Passes that came back with none: the runner died, or the model raised."""
     num_staged_passes: int = 0
-    """Those of them that wait at their runner for its pass to end."""
+    """Passes out on runners that wait there for another one to end."""
     num_urgent_passes: int = 0
     """Passes that overtook a staged one, or broke into a running one, since the start."""
     num_interruptions: int = 0
-    """Those of them that were allowed to break in."""
+    """Urgent passes that were allowed to break in."""
     wasted_s: float = 0.0
     """Device time that passes with queries took from documents that waited, by prediction: what those passes
     cost apart from their work."""

@@ -71,7 +71,8 @@ class Entry:
     arrival_s: float
     """When it was admitted, on the clock of the batcher."""
     deadline_s: float | None = None
-    """Not worth running from this moment on, on the same clock. ``None``: never stale."""
+    """Not worth running from this moment on, on the same clock: it is not put into a pass any more. In one
+    that was handed out it stays, even if that has not begun. ``None``: never stale."""
     tenant: str = ""
     """On whose behalf: tenants of a lane get equal parts of its time."""
     num_attempts: int = 0

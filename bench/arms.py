@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 
 from bench.client import SERVE
 
-LANES, FIFO, SEED, OVERLOAD_LANES, PEER = "lanes", "fifo", "seed", "lanes, short queue", "peer"
+LANES, FIFO, SEED, PEER = "lanes", "fifo", "seed", "peer"
+
+
+TAU_7B_MS = 31.0
+"""1,024 tokens at the 33,000 a second of a 7B model on a large card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,9 @@ MIX_FIFO = Arm(name="FIFO", policy=FIFO, has_queries=True, has_documents=True)
 MIX_SEED = Arm(name="SEED", policy=SEED, has_queries=True, has_documents=True)
 PEER_DOCUMENTS = Arm(name="PEER D", policy=PEER, has_queries=False, has_documents=True)
 PEER_MIX = Arm(name="PEER MIX", policy=PEER, has_queries=True, has_documents=True)
+
+PEERS = {DOCUMENTS: PEER_DOCUMENTS, MIX: PEER_MIX}
+"""The same load on the gateway and on a peer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +104,14 @@ class Setup:
             Policy(name=LANES, settings=self.lanes),
             Policy(name=FIFO, settings=whole_pass, is_one_lane=True),
             Policy(name=SEED, settings={**seed, "max-batch-size": 16, "max-wait-ms": 50}, is_one_lane=True),
-            Policy(name=OVERLOAD_LANES, settings=self.lanes),
         )
         return {policy.name: policy for policy in policies}
+
+    def varied(self, name: str, value: str) -> Policy:
+        """The lanes with another value of one setting. Bounds that follow tau here follow the new one."""
+        follows = name == "max-pass-ms" and name in self.lanes
+        bounds = bounds_ms(float(value)) if follows else {}
+        return Policy(name=f"{name}={value}", settings={**self.lanes, **bounds, name: value})
 
     @property
     def base_arguments(self) -> list[str]:
@@ -107,6 +119,11 @@ class Setup:
         workers = ["--workers", str(self.num_workers)] if self.num_workers else []
         # `laneway serve` as in SERVE names the device itself.
         return workers if self.program == SERVE else ["--device", self.device, *workers]
+
+
+def bounds_ms(tau_ms: float) -> dict[str, float]:
+    """Passes with queries take tau and are filled to all of it, passes of documents take twice that."""
+    return {"max-pass-ms": tau_ms, "max-document-pass-ms": 2 * tau_ms, "fill-ms": tau_ms}
 
 
 _SHORT = Words(median=16, sigma=0.5, least=6, most=62)
@@ -121,8 +138,7 @@ def _sleeping(name: str, loader: str) -> Setup:
         name=name,
         loader=loader,
         program=_gateway(loader),
-        # 31 ms at 33,000 tokens a second.
-        lanes={"max-pass-ms": 31, "max-document-pass-ms": 62, "fill-ms": 31},
+        lanes=bounds_ms(TAU_7B_MS),
         big_pass_tokens=16_384,
         max_tokens=8_192,
         num_workers=1,
@@ -139,7 +155,7 @@ def _random_gme(size: str) -> Setup:
         name=f"gme-{size}",
         loader=loader,
         program=_gateway(loader),
-        lanes={"max-pass-ms": 31, "max-document-pass-ms": 62, "fill-ms": 31},
+        lanes=bounds_ms(TAU_7B_MS),
         big_pass_tokens=16_384,
         max_tokens=8_192,
         device="cuda",

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.arms import MIX, PEER_MIX, QUERIES, Arm
+from bench.arms import MIX, PEER, PEERS, QUERIES, Arm
+from bench.openloop import Log, retry_after_s
 from bench.report import Ratio, averaged, is_quiet, paired_ratio
-from bench.tails import Punctuality, Rates, Tail, tail_ratio
+from bench.scrape import device_seconds, samples_of
+from bench.tails import Punctuality, Rates, Tail, count_statuses, lane_shares, tail_of, tail_ratio
 
 MAX_RAW_DEVIATION = 0.03
 """RAW against itself is no further from 1 in a run that is stored."""
@@ -34,6 +36,9 @@ class Block:
     queue_ms: Sequence[float] = ()
     """Of the queries, as the server tells it."""
     rates: Rates | None = None
+    """Of the gateway's passes in mid-flow; a peer has none."""
+    drained_rates: Rates | None = None
+    """Of answers until the last document's, of a peer and of the arms that it is compared with."""
     statuses: Mapping[str, int] = field(default_factory=dict[str, int])
     document_statuses: Mapping[str, int] = field(default_factory=dict[str, int])
     punctuality: Punctuality | None = None
@@ -90,12 +95,12 @@ class Run:
             return None
         return paired_ratio(useful, averaged(self.raw_per_s, self.raw_again_per_s))
 
-    def between(self, arm: str, other: str) -> Ratio | None:
-        """Useful tokens of one arm over those of another."""
+    def over_peer(self, arm: str, peer_arm: str) -> Ratio | None:
+        """Useful tokens of an arm over those of a peer's, both until their last document; else ``None``."""
         pairs = [
-            (a.rates.useful_per_s, b.rates.useful_per_s)
-            for a, b in zip(self.blocks[arm], self.blocks[other], strict=True)
-            if a.rates is not None and b.rates is not None
+            (a.drained_rates.useful_per_s, b.drained_rates.useful_per_s)
+            for a, b in zip(self.blocks[arm], self.blocks[peer_arm], strict=True)
+            if a.drained_rates is not None and b.drained_rates is not None
         ]
         if len(pairs) < len(self.blocks[arm]):
             return None
@@ -114,33 +119,67 @@ class Overload:
 
     capacity_per_s: float
     offered_per_s: float
+    """Without those that came again."""
     statuses: Mapping[str, int]
+    document_statuses: Mapping[str, int]
     answered_tail: Tail
     """Of the queries that were accepted."""
     lane_shares: Mapping[str, float]
-    """Of the device's time."""
-    num_retries: int
-    num_retries_answered: int
+    """Of the device's time, from the end of the warm-up to the last query that was offered."""
+    retry_statuses: Mapping[str, int]
+    """Of refused queries that came again when they were told, while the others went on."""
+    late_retry_statuses: Mapping[str, int]
+    """Of those whose moment came when no more queries were offered."""
+    num_untold: int
+    """Refused without a moment, so that they never came again."""
     longest_retry_after_s: float
 
     @property
-    def is_every_query_answered(self) -> bool:
+    def is_every_request_answered(self) -> bool:
         """With vectors, or with 429."""
-        return set(self.statuses) <= {"200", "429"}
+        told = (self.statuses, self.document_statuses, self.retry_statuses, self.late_retry_statuses)
+        return {status for statuses in told for status in statuses} <= {"200", "429"}
+
+
+def overload_of(log: Log, *, capacity_per_s: float, offered_per_s: float) -> Overload:
+    """What a block says in which refused queries came again and the server's counters were read."""
+    during = [one for one in log.retries if one.intended_s <= log.end_s]
+    after = [one for one in log.retries if one.intended_s > log.end_s]
+    refused = [one for one in log.queries if one.status == 429]
+    waits_s = [wait_s for one in refused if (wait_s := retry_after_s(one)) is not None]
+    first_s, last_s = (device_seconds(samples_of(scrape.content.decode())) for scrape in log.scrapes)
+    return Overload(
+        capacity_per_s=capacity_per_s,
+        offered_per_s=offered_per_s,
+        statuses=count_statuses(log.queries),
+        document_statuses=count_statuses(log.documents),
+        answered_tail=tail_of([one.latency_s for one in log.queries if one.status != 429]),
+        lane_shares=lane_shares(first_s, last_s),
+        retry_statuses=count_statuses(during),
+        late_retry_statuses=count_statuses(after),
+        num_untold=len(refused) - len(waits_s),
+        longest_retry_after_s=max(waits_s, default=0.0),
+    )
 
 
 def ratios_of(run: Run, arms: Sequence[Arm]) -> dict[str, Ratio | None]:
     """The ratios that the arms of the run allow, by what they are."""
     names = [arm.name for arm in arms]
     loaded = [arm for arm in arms if arm.has_documents]
-    ratios = {f"{arm.name} / RAW, useful tokens": run.over_raw(arm.name) for arm in loaded}
+    # What a peer does in mid-flow is not known, so it is held against arms that were drained as well.
+    ratios = {
+        f"{arm.name} / RAW, useful tokens": run.over_raw(arm.name) for arm in loaded if arm.policy != PEER
+    }
     mixed = [arm.name for arm in loaded if arm.has_queries]
     if MIX.name not in names:
         return ratios | {f"{name} / Q, p99": run.tails(name, QUERIES.name) for name in mixed}
     ratios["MIX / Q, p99"] = run.tails(MIX.name, QUERIES.name)
     ratios |= {f"{name} / MIX, p99": run.tails(name, MIX.name) for name in mixed if name != MIX.name}
-    if PEER_MIX.name in names:
-        ratios["MIX / PEER MIX, useful tokens"] = run.between(MIX.name, PEER_MIX.name)
+    ratios |= {
+        f"{arm.name} / {peer_arm.name}, useful tokens": run.over_peer(arm.name, peer_arm.name)
+        for arm, peer_arm in PEERS.items()
+        if peer_arm.name in names
+    }
     return ratios
 
 

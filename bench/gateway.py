@@ -4,9 +4,10 @@
 
 A real server and a second, bare set of workers stand side by side; only one of them works at a time.
 Arms, in turn within each round:
-  raw          all texts sorted by length, cut into passes beforehand, handed straight to worker processes: the
-               best that these workers can do, for whom no request ever waits and no tokeniser takes a core
-  http         the same texts as document requests of 16 texts, four at a time, base64 answers
+  raw          all texts sorted by length, cut into passes beforehand, handed straight to worker processes, two
+               passes ahead: the best that these workers can do, while no tokeniser takes a core
+  http         the same texts as document requests of 16 texts, four at a time, base64 answers; like raw from
+               the first text to the last, the idle end included
   raw again    the control
   queries      one text at a time; the latency without the time in the queue and on the device
   floor        the same requests to a server that only waits (bench/floor.py): what the client, loopback and the
@@ -32,6 +33,7 @@ import numpy as np
 from app.devices import place_workers
 from bench.client import Answer, Connection, Server, document_bodies, free_port, post_all, request_body
 from bench.loads import features_of, lognormal_texts, longest_first, pass_tokens_of, token_passes
+from bench.raw import raw_seconds
 from bench.report import arguments, averaged, card, paired_ratio, save, spread, verdict
 from model import Features, Preparer, find_checkpoint
 from model.worker import LoadOptions, ProcessWorker
@@ -71,19 +73,6 @@ async def start_workers() -> tuple[list[ProcessWorker], Preparer]:
     ]
     infos = [await worker.start(lambda _stage: None) for worker in workers]
     return workers, Preparer(infos[0])
-
-
-async def raw_seconds(workers: Sequence[ProcessWorker], passes: Sequence[list[Features]]) -> float:
-    """Every pass once, each worker taking the next as soon as it is free."""
-    waiting = iter(passes)
-
-    async def work(worker: ProcessWorker) -> None:
-        for one in waiting:
-            await worker.run(one)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(work(worker) for worker in workers))
-    return time.perf_counter() - started
 
 
 async def rows_in_order(

@@ -11,7 +11,8 @@ The load comes from a process of its own (bench/openloop.py): queries at moments
 spread lengths with so many requests under way that 512 inputs always wait. All vectors are compared with those
 of the bare workers. One server for each policy is started once, and idles when it is not its turn. Arms, in turn
 within each round, in every second round the other way round:
-  RAW        bare workers, no gateway: texts sorted by length, in passes of the size that was fastest
+  RAW        bare workers that never wait, no gateway: texts sorted by length, in passes of the size that was
+             fastest in the median of three tries, two passes out for each worker
   D          documents alone
   Q          queries alone
   MIX        both, in their lanes
@@ -22,14 +23,17 @@ within each round, in every second round the other way round:
   RAW again  the control: no further than 3 % from RAW, or nothing is stored
 
 Afterwards, once: OVERLOAD, twice the long queries that a server without other work can answer, and documents.
+What is refused comes again, once, when it was told to. An answer that is neither 200 nor 429 fails the run.
 
 Throughput is told as a ratio to RAW, round by round: tokens of the passes that a gateway counted in the block, a
-count that must agree with its answers (of a peer, answered tokens until the last document). A 99th percentile is
-that of all rounds together, and is told of 1,000 queries or more; its interval comes from drawing rounds again.
-Whatever is no 200 counts as endless. A block whose queries went out later than a tenth of its 99th percentile is
-run again, and its round is left out if that does not help.
+count that must agree with its answers. A peer counts nothing for us: beside one, documents of D and MIX are waited
+for as its own are, and the ratio is of answered tokens until the last document. A 99th percentile is that of all
+rounds together, and is told of 1,000 queries or more; its interval comes from drawing rounds again. Whatever is no
+200 counts as endless. A block whose queries went out later than a tenth of the 99th percentile of their answers, or
+not at all, is run again, and its round is left out if that does not help.
 
-``--vary`` compares settings instead of policies: one MIX arm for each value, beside RAW and Q. A peer is started by
+``--vary`` compares settings instead of policies: one MIX arm for each value, beside RAW and Q. For the models of a
+card max-pass-ms takes along what follows from it there: filling to all of it, documents to twice. A peer is started by
 whoever compares with it, in an environment of its own, with the same weights; infinity, for instance:
     infinity_emb v2 --engine torch --device cpu --dtype float32 --port 7997 --model-id FOLDER --served-model-name NAME
 """
@@ -41,6 +45,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from urllib.parse import urlsplit
 
 from app.devices import place_workers
@@ -52,10 +57,8 @@ from bench.arms import (
     MIX_LONG,
     MIX_SEED,
     NEVER_STORED,
-    OVERLOAD_LANES,
     PEER,
-    PEER_DOCUMENTS,
-    PEER_MIX,
+    PEERS,
     QUERIES,
     SETUPS,
     Arm,
@@ -64,25 +67,23 @@ from bench.arms import (
 )
 from bench.arrivals import Arrivals, arrivals, no_arrivals
 from bench.client import REQUEST_TEXTS, Server
-from bench.comparison import Block, Overload, Run, is_quotable, ratios_of
+from bench.comparison import Block, Overload, Run, is_quotable, overload_of, ratios_of
 from bench.corpora import has_long_documents, make_corpora
-from bench.gateway import raw_seconds
 from bench.loads import longest_first, token_passes
-from bench.openloop import Load, LoadGenerator, Log, Target, retry_after_s
+from bench.openloop import Load, LoadGenerator, Log, Target
 from bench.plot import latency_chart
+from bench.raw import num_tokens_of, raw_tokens_per_s, spread_out
 from bench.report import RESULTS, arguments, card, is_quiet, save, verdict
-from bench.scrape import Samples, device_seconds, histogram_p99, pass_tokens, samples_of, scrape
+from bench.scrape import Samples, histogram_p99, pass_tokens, samples_of, scrape
 from bench.tables import as_json, curve_of, print_arms, print_overload, print_ratios
 from bench.tails import (
     answered_tokens,
     answers_per_s,
     count_statuses,
     header_values,
-    lane_shares,
     punctuality,
     rates_of_drained,
     rates_of_passes,
-    tail_of,
 )
 from bench.vectors import Corpus, WrongVectorError
 from model import Features, Preparer, find_checkpoint
@@ -92,7 +93,10 @@ MODEL = "all-MiniLM-L6-v2"
 """What the gateways call whatever they serve: they are all started with the embedded checkpoint's tokenizer."""
 
 RAW_PASS_TOKENS = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
+"""Tried for RAW, up to the setup's ``big_pass_tokens``."""
+RAW_TRIES = 3
 RAW_S = 4.0
+"""Length of a block of the bare workers; a try of a pass size takes half of it."""
 WARM_S = 1.5
 DOCUMENTS_S = 6.0
 """Length of a block with documents alone."""
@@ -118,7 +122,6 @@ class Bench:
         self._servers: dict[str, Server] = {}
         self._workers: list[ProcessWorker] = []
         self.raw_pass_tokens = 0
-        self.num_raw_passes = 0
 
     @property
     def arms(self) -> Sequence[Arm]:
@@ -167,25 +170,23 @@ class Bench:
         self._generator.close()
 
     async def _fastest_passes(self) -> list[list[Features]]:
-        """Cut what RAW runs: some seconds of documents, in passes of the size that gives most."""
+        """Cut what RAW runs: all documents, in passes of the size that gives most."""
         documents = self.corpora.documents.features
         ordered = [documents[index] for index in longest_first(documents)]
-        rates: dict[int, float] = {}
-        for max_tokens in RAW_PASS_TOKENS:
-            # Every eighth text: as spread as all of them.
-            passes = token_passes(ordered[::8], max_tokens)
-            rates[max_tokens] = num_tokens_of(passes) / await raw_seconds(self._workers, passes)
-        best = max(rates, key=lambda max_tokens: rates[max_tokens])
-        self.raw_pass_tokens = best
-        passes = token_passes(ordered, best)
-        wanted = rates[best] * self._options.raw_s
-        repeats = max(1, round(wanted / num_tokens_of(passes)))
-        if repeats == 1:
-            share = min(1.0, wanted / num_tokens_of(passes))
-            step = max(1, round(1 / share))
-            passes = token_passes(ordered[::step], best)
-        self.num_raw_passes = len(passes) * repeats
-        return passes * repeats
+        passes = {
+            size: spread_out(token_passes(ordered, size))
+            for size in RAW_PASS_TOKENS
+            if size <= self._setup.big_pass_tokens
+        }
+        rates: dict[int, list[float]] = {size: [] for size in passes}
+        # In turn, so that a slow moment of the machine meets different sizes.
+        for _ in range(RAW_TRIES):
+            for size in passes:
+                rates[size].append(
+                    await raw_tokens_per_s(self._workers, passes[size], seconds=self._options.raw_s / 2)
+                )
+        self.raw_pass_tokens = max(rates, key=lambda size: median(rates[size]))
+        return passes[self.raw_pass_tokens]
 
     # Rounds
 
@@ -207,7 +208,7 @@ class Bench:
         return run
 
     async def _raw_per_s(self) -> float:
-        return num_tokens_of(self._passes) / await raw_seconds(self._workers, self._passes)
+        return await raw_tokens_per_s(self._workers, self._passes, seconds=self._options.raw_s)
 
     async def _warm_up(self, policy: Policy) -> None:
         arm = Arm(name="warm-up", policy=policy.name, has_queries=True, has_documents=True)
@@ -223,6 +224,8 @@ class Bench:
         policy = self._policies.get(arm.policy) or Policy(name=PEER)
         queries = self.corpora.queries
         documents = self.corpora.documents
+        # A peer is measured until its last document, and so are the arms that are compared with it.
+        is_drained = policy.name == PEER or (bool(self._options.peer) and arm in PEERS)
         if arm.has_long_documents and self.corpora.long_documents is not None:
             documents = self.corpora.long_documents
         schedule = (
@@ -238,17 +241,18 @@ class Bench:
             window_s=0.0 if arm.has_queries else self._options.documents_s,
             timeout_s=self._options.timeout_s,
             reads_metrics=policy.name != PEER and arm.has_documents,
-            drains_documents=policy.name == PEER,
+            drains_documents=is_drained,
         )
         before = await self._scrape(policy)
         log = await self._generator.run(load)
         after = await self._scrape(policy)
         self._check(log, queries=queries, documents=documents)
-        if policy.name == PEER:
-            rates = rates_of_drained(
+        rates = drained_rates = None
+        if is_drained:
+            drained_rates = rates_of_drained(
                 log, document_tokens=documents.num_tokens, query_tokens=queries.num_tokens
             )
-        else:
+        if policy.name != PEER:
             check_count(log, pass_tokens(after) - pass_tokens(before), queries=queries, documents=documents)
             rates = rates_of_passes(
                 log,
@@ -259,6 +263,7 @@ class Bench:
             latencies_s=[one.latency_s for one in log.queries],
             queue_ms=header_values(log.queries, "x-queue-time-ms"),
             rates=rates,
+            drained_rates=drained_rates,
             statuses=count_statuses(log.queries),
             document_statuses=count_statuses(log.documents),
             punctuality=punctuality(log.queries) if log.queries else None,
@@ -317,7 +322,7 @@ class Bench:
 
     async def run_overload(self) -> Overload:
         """Measure how many long queries a second are answered, then offer twice as many, among documents."""
-        policy = self._policies[OVERLOAD_LANES]
+        policy = self._policies[LANES]
         corpus, documents = self.corpora.overload, self.corpora.documents
         bodies = corpus.bodies(self._fields(policy, "query"))
         capacity = Load(
@@ -347,23 +352,12 @@ class Bench:
             documents=documents.bodies(self._fields(policy, "document")),
             num_document_requests=OUTSTANDING_INPUTS // REQUEST_TEXTS,
             timeout_s=self._options.timeout_s,
+            reads_metrics=True,
             retries_refused=True,
         )
-        before = await self._scrape(policy)
         log = await self._generator.run(load)
-        after = await self._scrape(policy)
         self._check(log, queries=corpus, documents=documents)
-        waits_s = [wait for one in log.queries if (wait := retry_after_s(one)) is not None]
-        return Overload(
-            capacity_per_s=capacity_per_s,
-            offered_per_s=offered_per_s,
-            statuses=count_statuses(log.queries),
-            answered_tail=tail_of([one.latency_s for one in log.queries if one.status != 429]),
-            lane_shares=lane_shares(device_seconds(before), device_seconds(after)),
-            num_retries=len(log.retries),
-            num_retries_answered=sum(one.status == 200 for one in log.retries),
-            longest_retry_after_s=max(waits_s, default=0.0),
-        )
+        return overload_of(log, capacity_per_s=capacity_per_s, offered_per_s=offered_per_s)
 
 
 def check_count(log: Log, num_counted: float, *, queries: Corpus, documents: Corpus) -> None:
@@ -387,7 +381,7 @@ def arms_of(setup: Setup, options: argparse.Namespace) -> tuple[list[Arm], dict[
     policies = setup.policies()
     if options.vary:
         name, values = options.vary
-        varied = [Policy(name=f"{name}={value}", settings={**setup.lanes, name: value}) for value in values]
+        varied = [setup.varied(name, value) for value in values]
         arms = [
             QUERIES,
             *(
@@ -401,12 +395,8 @@ def arms_of(setup: Setup, options: argparse.Namespace) -> tuple[list[Arm], dict[
         arms.append(MIX_LONG)
     arms += [MIX_FIFO, MIX_SEED]
     if options.peer:
-        arms += [PEER_DOCUMENTS, PEER_MIX]
+        arms += PEERS.values()
     return arms, policies
-
-
-def num_tokens_of(passes: Sequence[Sequence[Features]]) -> int:
-    return sum(one.num_tokens for cut in passes for one in cut)
 
 
 def save_charts(run: Run, arms: Sequence[Arm], options: argparse.Namespace, name: str) -> None:
@@ -457,6 +447,10 @@ def report(
         print_overload(overload)
     if run.num_invalid_rounds:
         print(f"  {run.num_invalid_rounds} rounds left out: their queries were not sent on time")
+    if overload is not None and not overload.is_every_request_answered:
+        raise SystemExit(
+            "not stored: under overload a request was neither answered with vectors nor with 429"
+        )
     if not is_quotable(control) or setup.name in NEVER_STORED:
         why = said if not is_quotable(control) else "this engine only shows that the benchmark runs"
         print(f"not stored: {why}")

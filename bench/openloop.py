@@ -3,7 +3,7 @@
 Law 1: a query's latency runs from the moment at which it was meant to be sent to the last byte of its answer.
        What kept it from being sent on time, this process included, is part of it, and is recorded.
 Law 2: while the clock runs nothing is serialised and nothing is parsed: bodies come ready made, answers are kept as
-       bytes.
+       bytes. Only the head of a refusal is read, where what was refused shall come again.
 Law 3: every query ends as an answer with its status, or as a miss: timed out, broken off, never sent.
 """
 
@@ -75,7 +75,7 @@ class Load:
     drains_documents: bool = False
     """At the end document requests are not broken off, but no new ones follow."""
     retries_refused: bool = False
-    """Once the last query was sent, those refused with 429 come again at the moment that they were told."""
+    """Queries refused with 429 come again, once, at the moment that they were told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +90,8 @@ class Sent:
     status: int
     head: bytes = b""
     content: bytes = b""
+    was_sent: bool = True
+    """``False``: we had no connection for it, which is no fault of the server's."""
 
     @property
     def latency_s(self) -> float:
@@ -127,6 +129,7 @@ class Log:
     documents: list[Sent] = field(default_factory=list)
     """Those that were answered; what was still under way at the end was broken off by us, and is not here."""
     retries: list[Sent] = field(default_factory=list)
+    """Of ``queries`` that were refused; each was meant to come at the moment that its refusal named."""
     warm_queries: list[Sent] = field(default_factory=list)
     scrapes: list[Scrape] = field(default_factory=list)
     """At the end of the warm-up and at the end of the block; none where none were wanted."""
@@ -273,8 +276,6 @@ class _Block:
                 await self._read_metrics()
         if self._num_expected:
             await self._all_ended.wait()
-        if self._load.retries_refused:
-            await self._retry_refused()
         self._is_over = True
         pace.join()
         if self._load.drains_documents and self._num_documents_out:
@@ -302,7 +303,11 @@ class _Block:
     async def _connect(self) -> _Connection:
         self._num_connections += 1
         target = self._load.target
-        _, connection = await self._loop.create_connection(_Connection, target.host, target.port)
+        try:
+            _, connection = await self._loop.create_connection(_Connection, target.host, target.port)
+        except OSError:
+            self._num_connections -= 1
+            raise
         self._open.add(connection)
         return connection
 
@@ -324,11 +329,30 @@ class _Block:
 
         def end(sent: Sent) -> None:
             log.append(sent)
-            self._num_ended += 1
-            if self._num_ended == self._num_expected:
-                self._all_ended.set()
+            if self._load.retries_refused and log is self._log.queries:
+                self._retry_refused(sent)
+            self._count_end()
 
         self._send_query(arrivals.bodies[number], arrivals.offsets_s[number], end)
+
+    def _retry_refused(self, refused: Sent) -> None:
+        """Have it sent again when it was told to come, which is one more query to wait for."""
+        wait_s = retry_after_s(refused) if refused.status == 429 else None
+        if wait_s is None:
+            return
+
+        def end(sent: Sent) -> None:
+            self._log.retries.append(sent)
+            self._count_end()
+
+        self._num_expected += 1
+        at_s = refused.done_s + wait_s
+        self._loop.call_later(max(0.0, at_s - self._now_s()), self._send_query, refused.body, at_s, end)
+
+    def _count_end(self) -> None:
+        self._num_ended += 1
+        if self._num_ended == self._num_expected:
+            self._all_ended.set()
 
     def _send_query(self, body: int, intended_s: float, on_end: Callable[[Sent], None]) -> None:
         """Send on an idle connection, or on a new one."""
@@ -338,19 +362,29 @@ class _Block:
                 self._send_on(connection, body, intended_s, on_end)
                 return
         if self._num_connections >= MAX_CONNECTIONS:
-            now_s = self._now_s()
-            on_end(Sent(body=body, intended_s=intended_s, sent_s=now_s, done_s=now_s, status=NO_ANSWER))
+            on_end(self._unanswered(body, intended_s, was_sent=False))
             return
         self._in_background(self._send_on_new(body, intended_s, on_end))
 
     async def _send_on_new(self, body: int, intended_s: float, on_end: Callable[[Sent], None]) -> None:
         try:
             connection = await self._connect()
-        except OSError:
-            now_s = self._now_s()
-            on_end(Sent(body=body, intended_s=intended_s, sent_s=now_s, done_s=now_s, status=NO_ANSWER))
+        except OSError as error:
+            # Refused or reset it was by the server; other errors say that we have no file or no port left.
+            on_end(self._unanswered(body, intended_s, was_sent=isinstance(error, ConnectionError)))
             return
         self._send_on(connection, body, intended_s, on_end)
+
+    def _unanswered(self, body: int, intended_s: float, *, was_sent: bool) -> Sent:
+        now_s = self._now_s()
+        return Sent(
+            body=body,
+            intended_s=intended_s,
+            sent_s=now_s,
+            done_s=now_s,
+            status=NO_ANSWER,
+            was_sent=was_sent,
+        )
 
     def _send_on(
         self, connection: _Connection, body: int, intended_s: float, on_end: Callable[[Sent], None]
@@ -370,26 +404,6 @@ class _Block:
             on_end(replace(sent, done_s=done_s, status=status, head=head, content=content))
 
         connection.send(self._queries[body], end)
-
-    async def _retry_refused(self) -> None:
-        """Send again what was refused, when it was told to come, if the offered load is over by then."""
-        refused = [
-            (one, one.done_s + wait_s)
-            for one in self._log.queries
-            if one.status == 429 and (wait_s := retry_after_s(one)) is not None
-        ]
-        due = [(one, at_s) for one, at_s in refused if at_s >= self._load.arrivals.end_s]
-        ended = asyncio.Event()
-
-        def end(sent: Sent) -> None:
-            self._log.retries.append(sent)
-            if len(self._log.retries) == len(due):
-                ended.set()
-
-        for one, at_s in due:
-            self._loop.call_later(max(0.0, at_s - self._now_s()), self._send_query, one.body, at_s, end)
-        if due:
-            await ended.wait()
 
     # Documents
 

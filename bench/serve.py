@@ -31,11 +31,16 @@ _DEFAULTS = Settings()
 
 def main(loader: str, argv: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
+    return run(loader, settings_of(argv))
+
+
+def settings_of(argv: Sequence[str]) -> Settings:
+    """The options of ``laneway serve``, read as it reads them. Ends the process with one line at a wrong one."""
     app = App(config=Sources().chain)
 
     @app.default
-    def serve(*, settings: Annotated[Settings, Parameter(name="*")] = _DEFAULTS) -> int:
-        return run(loader, settings)
+    def take(*, settings: Annotated[Settings, Parameter(name="*")] = _DEFAULTS) -> Settings:
+        return settings
 
     return app(argv, result_action="return_value")
 

@@ -28,7 +28,7 @@ def print_arms(run: Run, arms: Sequence[Arm]) -> None:
             if tail
             else f"{'-':>8} {'-':>7} {'-':>9} {'-':>9} {'-':>9} {'-':>9} {'-':>10}"
         )
-        rates = [block.rates for block in blocks if block.rates is not None]
+        rates = [one for block in blocks if (one := block.rates or block.drained_rates) is not None]
         documents, queries = (
             (
                 f"{sum(one.documents_per_s for one in rates) / len(rates):,.0f}",
@@ -57,9 +57,14 @@ def print_overload(overload: Overload) -> None:
     print(f"    the device's time went to: {shares or 'not told'}")
     print(f"    accepted queries: p50 {answered.p50_ms:.0f} ms, most {answered.max_ms:.0f} ms")
     print(
-        f"    refused ones that came again when told (at most {overload.longest_retry_after_s * 1e3:.0f} ms later): "
-        f"{overload.num_retries_answered} of {overload.num_retries} were answered"
+        f"    refused ones that came again when told (at most {overload.longest_retry_after_s * 1e3:.0f} ms later), "
+        f"while the others went on: answers {dict(overload.retry_statuses)}"
     )
+    print(f"    those that were told to come after that: answers {dict(overload.late_retry_statuses)}")
+    if overload.num_untold:
+        print(f"    refused without a moment to come again: {overload.num_untold}")
+    if not overload.is_every_request_answered:
+        print(f"    documents: answers {dict(overload.document_statuses)}")
 
 
 def as_json(
@@ -79,8 +84,10 @@ def as_json(
             "statuses": dict(overload.statuses),
             "accepted_ms": overload.answered_tail.as_json(),
             "device_time_shares": {lane: round(s, 3) for lane, s in overload.lane_shares.items()},
-            "retries": overload.num_retries,
-            "retries_answered": overload.num_retries_answered,
+            "document_statuses": dict(overload.document_statuses),
+            "retry_statuses": dict(overload.retry_statuses),
+            "late_retry_statuses": dict(overload.late_retry_statuses),
+            "refused_untold": overload.num_untold,
             "longest_retry_after_s": round(overload.longest_retry_after_s, 3),
         }
     return told
@@ -98,9 +105,12 @@ def _arm_as_json(run: Run, arm: Arm) -> dict[str, object]:
         if queue_ms:
             told["queue_ms"] = tail_of([one / 1e3 for one in queue_ms]).as_json()
     if arm.has_documents:
-        told["tokens_per_s"] = [
-            None if block.rates is None else round(block.rates.useful_per_s) for block in blocks
-        ]
+        for name, rates in (
+            ("tokens_per_s", [block.rates for block in blocks]),
+            ("drained_tokens_per_s", [block.drained_rates for block in blocks]),
+        ):
+            if any(rates):
+                told[name] = [None if one is None else round(one.useful_per_s) for one in rates]
     names = {name for block in blocks for name in block.histograms}
     told |= {
         f"{name}_p99": max(block.histograms.get(name, 0.0) for block in blocks) for name in sorted(names)

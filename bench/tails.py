@@ -114,22 +114,30 @@ class Punctuality:
 
     lateness_p99_s: float
     latency_p99_s: float
+    """Of the answered ones: misses are endless, and beside them everything would be on time. Endless if none was
+    answered; then the arm has nothing that lateness could spoil."""
+    num_never_sent: int = 0
+    """For want of a connection of ours."""
 
     @property
     def is_good(self) -> bool:
         """Whether the block measured the server rather than its sender."""
-        return self.lateness_p99_s <= MAX_LATENESS * self.latency_p99_s
+        return not self.num_never_sent and self.lateness_p99_s <= MAX_LATENESS * self.latency_p99_s
 
     def __str__(self) -> str:
+        if self.num_never_sent:
+            return f"had no connection for {self.num_never_sent} queries"
         lateness_ms, latency_ms = self.lateness_p99_s * 1e3, self.latency_p99_s * 1e3
         return f"went out {lateness_ms:.1f} ms late and came back after {latency_ms:.1f} ms (p99)"
 
 
 def punctuality(queries: Sequence[Sent]) -> Punctuality:
     """Of one block."""
+    answered_s = [one.latency_s for one in queries if one.status == 200]
     return Punctuality(
         lateness_p99_s=percentile([one.lateness_s for one in queries], 0.99),
-        latency_p99_s=percentile([one.latency_s for one in queries], 0.99),
+        latency_p99_s=percentile(answered_s, 0.99) if answered_s else math.inf,
+        num_never_sent=sum(not one.was_sent for one in queries),
     )
 
 
@@ -183,7 +191,8 @@ def rates_of_drained(
 ) -> Rates | None:
     """Tokens a second of a whole block, from its start to its last answer, where every document was waited for.
 
-    For servers that count nothing for us. At the start and at the end they are not quite full.
+    For servers that count nothing for us, and for the gateway beside them. It is less than what they do in between:
+    at the start and at the end they are not full, and the last documents have no queries beside them.
 
     Returns:
         ``None`` if no document was answered.

@@ -111,6 +111,17 @@ def metric_row(family: Family) -> str:
     return f"| `{family.name}` | {family.kind} | {labels} | {family.text} |"
 
 
+def values_table() -> str:
+    """What the labels ``outcome`` and ``reason`` may hold, metric by metric, as a Markdown table."""
+    rows = [
+        f"| `{family.name}` | `{value}` | {text} |"
+        for section in SECTIONS
+        for family in section.families
+        for value, text in family.values.items()
+    ]
+    return "\n".join(["| Metric | Value | Meaning |", "|---|---|---|", *rows])
+
+
 def labels_table() -> str:
     """What each label of a metric may hold, as a Markdown table."""
     rows = [f"| `{name}` | {text} |" for name, text in LABELS.items()]
@@ -119,7 +130,7 @@ def labels_table() -> str:
 
 GENERATED = {
     README: {"settings": settings_table, "lanes": lanes_table, "measurements": measurements_table},
-    METRICS: {"metrics": metrics_tables, "labels": labels_table},
+    METRICS: {"metrics": metrics_tables, "labels": labels_table, "values": values_table},
 }
 """What stands between the markers of each name, in each file."""
 

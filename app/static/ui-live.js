@@ -102,6 +102,7 @@ function drawLane([lane, name, meaning]) {
     p50: fact("p50", "solid"), p99: fact("p99", "thin"), items: fact("items/s"), tokens: fact("tokens/s"),
     waiting: fact("waiting"), backlog: fact("backlog"),
   };
+  const refusing = el("strong", { class: "refusing", hidden: true });
   const charts = [
     new Chart({
       label: `${name} lane: latency, p50 and p99, last two minutes`,
@@ -135,7 +136,7 @@ function drawLane([lane, name, meaning]) {
   const node = el(
     "article",
     { class: `card lane ${lane}`, "aria-label": `${name} lane` },
-    el("h3", {}, name, el("small", {}, meaning)),
+    el("h3", {}, name, el("small", {}, meaning), refusing),
     measure("Latency", [facts.p50, facts.p99], charts[0]),
     measure("Throughput", [facts.items, facts.tokens], charts[1]),
     measure("Queue", [facts.waiting, facts.backlog], charts[2]),
@@ -148,6 +149,9 @@ function drawLane([lane, name, meaning]) {
     say(facts.tokens.value, short(one?.tokens_per_s));
     say(facts.waiting.value, short(one?.waiting_items));
     say(facts.backlog.value, duration(one && one.backlog_s * 1000));
+    refusing.hidden = !one?.refused_per_s;
+    node.classList.toggle("bad", !refusing.hidden);
+    say(refusing, refusing.hidden ? "" : `refuses ${short(one.refused_per_s)} of ${short(one.requests_per_s)} requests/s`);
   };
   return { node, charts, update };
 }
@@ -156,7 +160,7 @@ function drawDevice() {
   const facts = {
     busy: fact("of the workers’ time"), workers: fact("Workers ready"), passes: fact("Passes/s"),
     tokens: fact("Tokens a pass"), interruptions: fact("Interruptions/s"), requests: fact("Requests/s"),
-    errors: fact("Errors/s"), flight: fact("In flight"), running: fact("On the device"),
+    clientErrors: fact("4xx/s"), serverErrors: fact("5xx/s"), flight: fact("In flight"), running: fact("On the device"),
   };
   const chart = new Chart({
     label: "Part of the workers’ time spent on passes, last two minutes",
@@ -177,8 +181,9 @@ function drawDevice() {
     say(facts.tokens.value, short(device?.tokens_per_pass));
     say(facts.interruptions.value, short(device?.interruptions_per_s));
     say(facts.requests.value, short(told?.http.requests_per_s));
-    say(facts.errors.value, short(told?.http.errors_per_s));
-    facts.errors.node.classList.toggle("bad", told?.http.errors_per_s > 0);
+    say(facts.clientErrors.value, short(told?.http.client_errors_per_s));
+    say(facts.serverErrors.value, short(told?.http.server_errors_per_s));
+    facts.serverErrors.node.classList.toggle("bad", told?.http.server_errors_per_s > 0);
     say(facts.flight.value, count(told?.http.in_flight));
     const running = Object.values(told?.lanes ?? {}).map((lane) => lane.running_items);
     say(facts.running.value, running[0] === undefined ? "–" : `${count(running.reduce((sum, one) => sum + one, 0))} items`);

@@ -17,7 +17,7 @@ from deploy.monitoring.panels import (
 )
 from deploy.monitoring.promql import divide
 from deploy.monitoring.scopes import DRILL_DOWN, GPU, MODEL, TARGET, WORKER
-from deploy.monitoring.shared import BY_GPU, GPU_LEGEND, power_and_temperature, served_models
+from deploy.monitoring.shared import BY_GPU, GPU_LEGEND, power_and_temperature, served_models, starts
 
 UID = "laneway-workers"
 
@@ -41,6 +41,7 @@ def drilldown() -> JSON:
         "Each worker and each GPU by itself: which one is behind, and whether it is ours that is busy.",
         layout,
         DRILL_DOWN,
+        marks=[starts()],
     )
 
 
@@ -49,7 +50,9 @@ def _add_workers(layout: Layout) -> None:
     layout.add(
         table(
             "Workers",
-            "Every worker of the selection now. Those of one model should do about the same.",
+            "Every worker of the selection now. Under load those of one model are about equally busy. How "
+            "many passes they run differs: a query goes to whichever is free first, and documents fill the "
+            "rest with longer ones.",
             {"instance": "Instance", "model": "Model", "worker": "Worker"},
             [
                 Column(name="Ready", expression=_by_row("laneway_worker_ready"), unit="bool_yes_no"),
@@ -90,29 +93,29 @@ def _add_workers(layout: Layout) -> None:
     layout.add(
         timeseries(
             "Busy",
-            "Part of its time that each worker spent on passes. One that stays low while others are full "
-            "gets no work: look whether it is ready.",
+            "Part of its time that each worker spent on passes, those of warming up included. One that stays "
+            "low while others are full gets no work: look whether it is ready.",
             Query(expression=BUSY, legend=WORKER_LEGEND),
             unit=RATIO,
             max_value=1,
         ),
         timeseries(
             "Passes",
-            "Passes answered with rows, a second.",
+            "Passes answered with rows, a second. Many short ones are queries, few long ones documents: "
+            "workers differ in these without being faster or slower.",
             Query(
                 expression=WORKER.sum_rate("laneway_worker_passes_total", by=BY_WORKER), legend=WORKER_LEGEND
             ),
             unit=A_SECOND,
         ),
         timeseries(
-            "Device time of a pass",
-            "Mean over the rate interval. One worker that needs longer than its equals has a slower or a "
-            "shared device.",
+            "Real time over predicted time",
+            "Device time of the passes over what was predicted for them, on average, whatever was in them. "
+            "One worker that stays above its equals has a slower or a shared device.",
             Query(
-                expression=divide(BUSY, WORKER.sum_rate("laneway_worker_passes_total", by=BY_WORKER)),
-                legend=WORKER_LEGEND,
+                expression=WORKER.mean("laneway_pass_prediction_ratio", by=BY_WORKER), legend=WORKER_LEGEND
             ),
-            unit=SECONDS,
+            unit=RATIO,
         ),
         timeseries(
             "Ready",
@@ -228,7 +231,7 @@ def _add_gpus(layout: Layout) -> None:
     )
     layout.add(
         timeseries(
-            "Memory",
+            "Memory of the GPUs",
             "Used memory as part of all, whoever uses it.",
             Query(expression=GPU_MEMORY, legend=GPU_LEGEND),
             unit=RATIO,

@@ -28,8 +28,11 @@ RULES = HERE / "rules"
 
 SCRAPED_LABELS = frozenset({"job", "instance", "__name__"})
 """What Prometheus adds to everything that it scrapes."""
-SCRAPED_SERIES = {"up": Series(kind="gauge", labels=SCRAPED_LABELS)}
-"""What Prometheus knows of a target by itself."""
+SCRAPED_SERIES = {
+    "up": Series(kind="gauge", labels=SCRAPED_LABELS),
+    "ALERTS": Series(kind="gauge", labels=None),
+}
+"""What Prometheus knows of a target, and of alerts, by itself."""
 
 _LABEL_VALUES = re.compile(r"label_values\((.+), (\w+)\)")
 
@@ -49,11 +52,18 @@ def panels(page: JSON) -> Iterator[JSON]:
             yield panel
 
 
+def marks(page: JSON) -> Iterator[JSON]:
+    """What a dashboard marks in its panels, Grafana's own notes apart."""
+    return (mark for mark in page["annotations"]["list"] if "expr" in mark)
+
+
 def expressions(page: JSON) -> Iterator[tuple[str, str]]:
     """Where each expression of a dashboard stands, and the expression; of variables, what they select."""
     for panel in panels(page):
         for target in panel["targets"]:
             yield f'panel "{panel["title"]}"', target["expr"]
+    for mark in marks(page):
+        yield f'mark "{mark["name"]}"', mark["expr"]
     for variable in page["templating"]["list"]:
         if variable["type"] == "query":
             series, label = variable_parts(variable)

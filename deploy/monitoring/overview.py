@@ -13,12 +13,13 @@ from deploy.monitoring.panels import (
     Query,
     Steps,
     dashboard,
+    facts,
     stat,
     timeseries,
 )
 from deploy.monitoring.promql import divide
-from deploy.monitoring.scopes import MODEL, PAGE, TARGET
-from deploy.monitoring.shared import BY_GPU, GPU_LEGEND, power_and_temperature, served_models
+from deploy.monitoring.scopes import ALERT, MODEL, PAGE, TARGET
+from deploy.monitoring.shared import BY_GPU, GPU_LEGEND, power_and_temperature, served_models, starts
 
 UID = "laneway-overview"
 
@@ -40,6 +41,7 @@ def overview() -> JSON:
     """The whole page."""
     layout = Layout()
     for add in (
+        _add_alerts,
         _add_glance,
         _add_requests,
         _add_lanes,
@@ -58,6 +60,7 @@ def overview() -> JSON:
         "Rate, errors and duration for the callers, lane by lane; below them, what they wait for.",
         layout,
         PAGE,
+        marks=[starts()],
     )
 
 
@@ -71,6 +74,30 @@ def _quantiles(histogram: str, *matchers: str) -> list[Query]:
 
 def _slo_line() -> Query:
     return Query(expression=MODEL.aggregate("min", "laneway_query_slo_seconds"), legend="objective")
+
+
+def _add_alerts(layout: Layout) -> None:
+    layout.add(
+        facts(
+            "Firing alerts",
+            "Alerts that fire now, of the selection and of whole jobs; docs/alerts.md says what to do. It is "
+            "empty, too, where this data source does not evaluate alerts.yml.",
+            ALERT.select("ALERTS", 'alertstate="firing"'),
+            {
+                "severity": "Severity",
+                "alertname": "Alert",
+                "job": "Job",
+                "instance": "Instance",
+                "model": "Model",
+                "lane": "Lane",
+                "worker": "Worker",
+                "gpu": "GPU",
+            },
+            no_value="Nothing fires",
+        ),
+        width=24,
+        height=5,
+    )
 
 
 def _add_glance(layout: Layout) -> None:
@@ -157,8 +184,8 @@ def _add_requests(layout: Layout) -> None:
         ),
         timeseries(
             "Posted requests by status",
-            "429: a lane is full, and the answer says when to come back. 499: the client left. 503: loading, "
-            "restarting, stopping, or all workers gone.",
+            "408: the deadline passed or could not be met. 429: a lane is full, and the answer says when to "
+            "come back. 499: the client left. 503: loading, restarting, stopping, or all workers gone.",
             Query(
                 expression=TARGET.sum_rate("laneway_http_requests_total", *POSTED, by="status"),
                 legend="{{status}}",
@@ -290,8 +317,9 @@ def _add_lanes(layout: Layout) -> None:
         ),
         timeseries(
             "What became of inputs, unless they were done",
-            "`refused`: the lane was full. `expired`: the deadline passed first. `cancelled`: the client "
-            "left while they waited. `failed`: the model failed on them.",
+            "`refused`: the lane was full, or would not have come to them before their deadline, even where "
+            "nothing else waits. `expired`: they were let in, and the deadline passed first. `cancelled`: "
+            "the client left while they waited. `failed`: the model failed on them.",
             Query(
                 expression=MODEL.sum_rate(
                     "laneway_queue_outcomes_total", 'outcome!="done"', by="lane, outcome"
@@ -528,10 +556,19 @@ def _add_images(layout: Layout) -> None:
         ),
         timeseries(
             "Memory of images",
-            "Decoded base64 and pixels that requests in flight hold, or were promised "
-            "(max_held_image_bytes).",
-            Query(expression=TARGET.aggregate("sum", "laneway_held_image_bytes"), legend="held"),
+            "Decoded base64 and pixels that requests in flight hold, or were promised, and the limits "
+            "(max_held_image_bytes; queries have a quarter of it on top). All that are no queries are "
+            "documents here.",
+            Query(
+                expression=TARGET.aggregate("sum", "laneway_held_image_bytes", by="lane"),
+                legend="{{lane}} held",
+            ),
+            Query(
+                expression=TARGET.aggregate("sum", "laneway_held_image_limit_bytes", by="lane"),
+                legend="{{lane}} limit",
+            ),
             unit=BYTES,
+            colors={"query limit": "light-red", "document limit": "red"},
         ),
         timeseries(
             "Waiting",
@@ -614,7 +651,7 @@ def _add_process(layout: Layout) -> None:
             unit=COUNT,
         ),
         timeseries(
-            "Memory",
+            "Memory of the processes",
             "Resident memory of the gateway, and of its workers together, pages that they share counted by "
             "each.",
             Query(
@@ -681,7 +718,7 @@ def _add_gpus(layout: Layout) -> None:
             max_value=1,
         ),
         timeseries(
-            "Memory",
+            "Memory of the GPUs",
             "Used memory as part of all, whoever uses it.",
             Query(expression=f"max by ({BY_GPU}) ({memory})", legend=GPU_LEGEND),
             unit=RATIO,

@@ -237,7 +237,9 @@ def table(title: str, description: str, labels: Mapping[str, str], columns: Sequ
     return panel
 
 
-def facts(title: str, description: str, info: str, columns: Mapping[str, str]) -> JSON:
+def facts(
+    title: str, description: str, info: str, columns: Mapping[str, str], *, no_value: str = "No data"
+) -> JSON:
     """The labels of an info metric as a table; ``columns`` gives the names, by label, in order."""
     panel = _panel("table", title, description, [Query(expression=info)], is_instant=True)
     panel["targets"][0]["format"] = "table"
@@ -253,7 +255,11 @@ def facts(title: str, description: str, info: str, columns: Mapping[str, str]) -
         },
     ]
     panel["fieldConfig"] = {
-        "defaults": {"custom": {"align": "auto", "cellOptions": {"type": "auto"}}, "unit": "string"},
+        "defaults": {
+            "custom": {"align": "auto", "cellOptions": {"type": "auto"}},
+            "noValue": no_value,
+            "unit": "string",
+        },
         "overrides": [],
     }
     panel["options"] = {"cellHeight": "sm", "footer": {"show": False}, "showHeader": True}
@@ -352,7 +358,39 @@ def label_variable(label: str, *, series: str) -> JSON:
     }
 
 
-def dashboard(uid: str, title: str, description: str, layout: Layout, variables: Sequence[JSON]) -> JSON:
+def moments(name: str, expression: str, *, text: str, color: str) -> JSON:
+    """Marks in every panel of a dashboard.
+
+    Args:
+        name: What they are of.
+        expression: Its values are the moments, in milliseconds since 1970.
+        text: What a mark says, as Grafana fills it in: ``{{instance}}``.
+        color: Of the marks.
+    """
+    return {
+        "datasource": DATASOURCE,
+        "enable": True,
+        "expr": expression,
+        "hide": False,
+        "iconColor": color,
+        "name": name,
+        "step": "60s",
+        "tagKeys": "",
+        "textFormat": text,
+        "titleFormat": name,
+        "useValueForTime": True,
+    }
+
+
+def dashboard(
+    uid: str,
+    title: str,
+    description: str,
+    layout: Layout,
+    variables: Sequence[JSON],
+    *,
+    marks: Sequence[JSON] = (),
+) -> JSON:
     """A whole dashboard, linked with every other one that bears the tag."""
     return {
         "annotations": {
@@ -365,7 +403,8 @@ def dashboard(uid: str, title: str, description: str, layout: Layout, variables:
                     "iconColor": "rgba(0, 211, 255, 1)",
                     "name": "Annotations & Alerts",
                     "type": "dashboard",
-                }
+                },
+                *marks,
             ]
         },
         "description": description,

@@ -85,7 +85,7 @@ def plain(expression: str) -> str:
     """The expression as Prometheus reads it: Grafana's intervals as durations, its variables as any text."""
     for variable, duration in _VARIABLES.items():
         expression = expression.replace(variable, duration)
-    return re.sub(r'=~"\$\w+"', '=~".+"', expression)
+    return re.sub(r'=~"\$\w+(\|?)"', r'=~".+\1"', expression)
 
 
 def selectors(expression: str) -> list[promql_parser.VectorSelector]:

@@ -7,6 +7,8 @@ from deploy.monitoring.promql import Scope
 
 TARGET = Scope(matchers=('job=~"$job"', 'instance=~"$instance"'))
 """For what a whole process has: its HTTP, its images, itself."""
+ALERT = Scope(matchers=('job=~"$job"', 'instance=~"$instance|"'))
+"""For alerts: those on a whole job have no instance."""
 MODEL = Scope(matchers=(*TARGET.matchers, 'model=~"$model"'))
 """For what belongs to a served model."""
 WORKER = Scope(matchers=(*MODEL.matchers, 'worker=~"$worker"'))

@@ -1,8 +1,8 @@
 """Panels that both pages have."""
 
-from deploy.monitoring.panels import JSON, Query, facts, timeseries
+from deploy.monitoring.panels import JSON, Query, facts, moments, timeseries
 from deploy.monitoring.promql import Scope
-from deploy.monitoring.scopes import MODEL
+from deploy.monitoring.scopes import MODEL, TARGET
 
 BY_GPU = "instance, gpu"
 GPU_LEGEND = "{{instance}} · {{gpu}}"
@@ -24,6 +24,15 @@ def served_models() -> JSON:
             "fingerprint": "Fingerprint",
         },
     )
+
+
+def starts() -> JSON:
+    """A mark at each start of a gateway; one in the middle of the page is a restart.
+
+    The time of the start is what is told, and not a change of it, which nobody sees over a longer outage.
+    """
+    started = TARGET.select("process_start_time_seconds")
+    return moments("Start", f"{started} * 1000", text="{{instance}} was started", color="orange")
 
 
 def power_and_temperature(scope: Scope) -> tuple[JSON, JSON]:

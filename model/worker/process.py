@@ -90,6 +90,7 @@ class ProcessWorker:
         load_stall_timeout_s: float = 300.0,
         stop_grace_s: float = 2.0,
         cpu: int | None = None,
+        number: int | None = None,
         log_json: bool = False,
         backoff: Backoff | None = None,
         loader: str = DEFAULT_LOADER,
@@ -105,6 +106,8 @@ class ProcessWorker:
             stop_grace_s: An idle process that has not ended by then is killed.
             cpu: Run on this core alone. ``None``: wherever the kernel likes, which was as fast: two workers
                 on two cores beside a tokenising gateway, 7,100 tokens/s either way (ratios 0.99 to 1.03).
+            number: Which of its gateway's workers it is, in log lines: a process's id changes with every
+                restart, this one does not. ``None``: the only one.
             log_json: The process logs a JSON object a line instead of text.
             backoff: How long restarts wait. Default: ``Backoff()``.
             loader: Import path of the function that loads the encoder in the process.
@@ -115,6 +118,7 @@ class ProcessWorker:
         self._load_stall_timeout_s = load_stall_timeout_s
         self._stop_grace_s = stop_grace_s
         self._cpu = cpu
+        self._number = number
         self._log_json = log_json
         self._backoff = backoff or Backoff()
         self._loader = loader
@@ -273,16 +277,17 @@ class ProcessWorker:
                     raise
                 await self._wait_to_restart(error)
             self._num_restarts += 1
-            on_stage = _log_stage
+            on_stage = self._log_stage
 
     async def _wait_to_restart(self, error: Exception) -> None:
         self._num_deaths += 1
         delay_s = self._backoff.delay_s(self._num_deaths)
         log.error(
-            "%s; starting another %s",
+            "%s; starting another%s %s",
             error,
+            "" if self._number is None else f" as worker {self._number}",
             f"in {delay_s:.1f} s" if delay_s else "now",
-            extra=_numbers_of(error),
+            extra=self._keys(error),
         )
         if delay_s:
             await self._sleep(delay_s)
@@ -364,7 +369,7 @@ class ProcessWorker:
                 f"{self._options.folder} were changed; restart the server to serve them"
             )
         if self._state is WorkerState.RESTARTING:
-            log.warning("the worker is ready again (pid %d)", child.pid)
+            log.warning("%s is ready again (pid %d)", self._name, child.pid, extra=self._keys(pid=child.pid))
         self._gpu_uuid, self._memory = ready.gpu_uuid, ready.memory
         self._enter(WorkerState.READY)
         if self._loaded is not None and not self._loaded.done():
@@ -488,7 +493,24 @@ class ProcessWorker:
         if not self._loaded.done():
             self._loaded.set_exception(error or WorkerDiedError("the worker was stopped"))
         elif error is not None:
-            log.critical("the worker is gone for good, by a mistake of ours", exc_info=error)
+            log.critical(
+                "%s is gone for good, by a mistake of ours", self._name, exc_info=error, extra=self._keys()
+            )
+
+    def _log_stage(self, text: str) -> None:
+        log.debug("%s restarts: %s", self._name, text, extra=self._keys())
+
+    @property
+    def _name(self) -> str:
+        return "the worker" if self._number is None else f"worker {self._number}"
+
+    def _keys(self, error: Exception | None = None, *, pid: int | None = None) -> dict[str, object]:
+        """Keys of the gateway's JSON line, where a log is searched for a worker, a process or a pass."""
+        pass_id = None
+        if isinstance(error, WorkerDiedError):
+            pid, pass_id = error.pid, error.pass_id
+        keys = {"worker": self._number, "worker_pid": pid, "pass": pass_id}
+        return {"fields": {key: number for key, number in keys.items() if number is not None}}
 
 
 async def _describe_end(child: Child, error: Exception) -> str:
@@ -508,15 +530,3 @@ def _alternatives(jobs: Sequence[Job]) -> str:
 
 def _shortened(info: ModelInfo) -> str:
     return info.fingerprint[:_SHORT_FINGERPRINT]
-
-
-def _numbers_of(error: Exception) -> dict[str, object] | None:
-    """Keys of the gateway's JSON line about an end, where a log is searched for a process or a pass."""
-    if not isinstance(error, WorkerDiedError):
-        return None
-    numbers = {"worker_pid": error.pid, "pass": error.pass_id}
-    return {"fields": {key: number for key, number in numbers.items() if number is not None}}
-
-
-def _log_stage(text: str) -> None:
-    log.debug("restarting: %s", text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.calibration import calibration_image, calibration_pass, measure_passes, shape_of, undisturbed
-from app.engine import batching_limits
+from app.pass_limits import batching_limits
 from app.settings import BatchingSettings
 from batching import CostModel, Shape
 from model import Features, PassOutOfMemoryError
@@ -52,7 +52,7 @@ async def measured(
     seconds_of: Callable[[Shape], float], *, info=INFO, limits=LIMITS
 ) -> tuple[TimedWorker, CostModel]:
     worker, cost = TimedWorker(seconds_of), CostModel()
-    cost.fit(await measure_passes(cast("Worker", worker), info, limits))
+    cost.fit((await measure_passes(cast("Worker", worker), info, limits)).samples)
     return worker, cost
 
 
@@ -121,16 +121,46 @@ async def test_a_pass_of_calibration_is_no_larger_than_memory_was_said_to_bear()
     assert max(shape.num_tokens for shape in worker.shapes) == 512
 
 
-async def test_what_finds_no_memory_is_left_out():
-    """Such a pass is halved in service; a start that failed for it would serve nobody."""
+async def test_passes_become_no_larger_than_the_largest_that_found_memory(caplog: pytest.LogCaptureFixture):
+    """Composed larger, each of them would be lost, and its inputs run again in halves, for ever."""
 
     def seconds(shape: Shape) -> float:
-        if shape.num_squared > 1_000_000 or shape.num_tokens > 3_000:
+        if shape.num_squared > 1_000_000 or shape.num_tokens > 1_500:
             raise PassOutOfMemoryError("no memory for the pass")
         return card_s(shape)
 
-    _, cost = await measured(seconds, info=replace(INFO, max_tokens=8_192))
-    assert cost.predict_s(Shape(num_tokens=2_000)) == pytest.approx(card_s(Shape(num_tokens=2_000)), rel=0.05)
+    worker = TimedWorker(seconds)
+    info = replace(INFO, max_tokens=8_192)
+    calibration = await measure_passes(cast("Worker", worker), info, LIMITS)
+    assert calibration.max_pass_tokens == 1_024
+    # One text of 1,024 tokens found none either, which says nothing of many short ones.
+    assert [shape.num_tokens for shape, _ in calibration.samples] == [8, 16, 32, 64, 128, 256, 512, 1_024]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a pass of 2048 tokens finds no memory",
+        "passes are kept to 1024 tokens",
+        "a pass of 1024 tokens finds no memory",
+    ]
+
+
+async def test_where_all_find_memory_passes_are_what_the_limits_allow():
+    """The end of measuring says nothing: a slow device is not measured any further."""
+    worker = TimedWorker(lambda shape: 0.1 + 0.05 * shape.num_tokens)
+    calibration = await measure_passes(cast("Worker", worker), INFO, LIMITS)
+    assert calibration.max_pass_tokens == LIMITS.max_pass_tokens
+
+
+async def test_images_that_find_no_memory_are_left_out():
+    """A start that failed for the second, larger one would serve nobody, not even texts."""
+
+    def seconds(shape: Shape) -> float:
+        if shape.num_image_tokens > 100:
+            raise PassOutOfMemoryError("no memory for the pass")
+        return 0.001 + 1e-4 * shape.num_tokens + 1e-3 * shape.num_image_tokens
+
+    worker, cost = await measured(seconds, info=MULTIMODAL)
+    assert {shape.num_image_tokens for shape in worker.shapes} == {0, 16, 144}
+    shape = Shape(num_tokens=300, num_image_tokens=250)
+    assert cost.predict_s(shape) == pytest.approx(0.001 + 0.03 + 0.25, rel=0.05)
 
 
 async def test_a_model_without_memory_for_the_smallest_pass_does_not_start():

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 from urllib.request import urlopen
 
 import pytest
@@ -251,11 +252,17 @@ def test_a_server_that_is_told_to_stop_exits_with_0(started):
     process = serve(started)
     ready = read_until(process, "ready after")
     assert ready["dimension"] == 384
+    assert len(cast("list[int]", ready["worker_pids"])) == ready["workers"]
     assert ask_readiness("127.0.0.1", int(str(ready["url"]).rpartition(":")[2]), timeout_s=10).is_ready
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
+    # A log that ends with "draining" leaves open whether it ever came to its end.
+    draining, stopped = [json.loads(line) for line in errors.splitlines()][-2:]
+    assert draining["message"] == "draining"
+    assert stopped["message"].startswith("stopped in ")
+    assert (stopped["logger"], stopped["cut_off"]) == ("app.lifecycle", 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

@@ -32,7 +32,7 @@ def serving(**changes: object) -> Serving:
         matryoshka_dimensions=(), tokenizer_json="{}", fingerprint="f" * 64,
     )  # fmt: skip
     facts: dict[str, object] = {
-        "url": "http://127.0.0.1:8000", "is_public": False, "name": "all-MiniLM-L6-v2", "info": info, "num_workers": 2,
+        "url": "http://127.0.0.1:8000", "is_public": False, "name": "all-MiniLM-L6-v2", "info": info, "worker_pids": (5676, 5677),
         "server": ServerSettings(), "limits": LimitSettings(), "version": "1.2.3", "ready_after_s": 3.21,
     }  # fmt: skip
     return Serving(**{**facts, **changes})  # type: ignore[arg-type]
@@ -150,9 +150,10 @@ def test_a_terminal_gets_the_banner_and_a_log_one_line(monkeypatch, caplog: pyte
     assert pipe.getvalue() == ""
     assert caplog.messages == [
         "ready after 3.2 s: all-MiniLM-L6-v2 on http://127.0.0.1:8000/v1, 384 dimensions, texts, 256 tokens an input; "
-        "2,048 inputs, 300,000 tokens, 64 MiB a request"
+        "2,048 inputs, 300,000 tokens, 64 MiB a request; worker 0 has pid 5676, worker 1 has pid 5677"
     ]
     facts = caplog.records[0].__dict__["fields"]
+    assert (facts["workers"], facts["worker_pids"]) == (2, (5676, 5677))
     assert (facts["max_inputs"], facts["max_request_tokens"], facts["max_body_bytes"]) == (
         2048,
         300_000,

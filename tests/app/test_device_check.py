@@ -10,7 +10,8 @@ import pytest
 
 from app.cli import OK, run
 from app.device_check import Measured, describe
-from app.engine import PassTimes, batching_limits
+from app.engine import PassTimes
+from app.pass_limits import batching_limits
 from app.settings import BatchingSettings
 from batching import CostModel, Shape
 from tests.app.fakes import INFO

@@ -17,26 +17,20 @@ from app.engine import (
     Engine,
     EngineNotReadyError,
     EngineState,
-    InputRefusedError,
-    RequestTooLargeError,
-    WorkerRunner,
-    batching_limits,
-    cut_chunks,
     image_decoder,
-    pass_timeout_s,
-    preparation_chars,
 )
 from app.launch import check_settings
+from app.preparation import InputRefusedError, RequestTooLargeError
 from app.prompts import check_default_input_type
-from app.settings import BatchingSettings, Settings
+from app.settings import Settings
 from batching import (
-    CostModel,
     DeadlineError,
     EntryFailedError,
     Lane,
     PassReport,
-    RunnerLostError,
+    QueueFullError,
     ShuttingDownError,
+    SubmissionTooLargeError,
 )
 from model import (
     CheckpointError,
@@ -49,7 +43,7 @@ from model import (
     InputTooLongError,
     ModelInfo,
     NonFiniteRowError,
-    PassFailedError,
+    PassOutOfMemoryError,
     PassResult,
     Preparer,
     PromptTemplate,
@@ -302,24 +296,6 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return calls
 
 
-def test_a_chunk_is_bounded_by_inputs_and_by_characters():
-    """Tokenising cannot be interrupted: whoever comes next waits for the whole call."""
-    assert list(cut_chunks([100] * 130)) == [range(64), range(64, 128), range(128, 130)]
-    assert list(cut_chunks([90_000] * 5)) == [range(2), range(2, 4), range(4, 5)]
-    assert list(cut_chunks([900_000, 10, 10])) == [range(1), range(1, 3)]
-    assert list(cut_chunks([])) == []
-
-
-def test_all_that_is_tokenised_counts():
-    """An instruction goes in front of every input; forgotten, it would be tokenised for nothing 2,048 times."""
-    empty = preparation_chars(EmbeddingInput(text=""))
-    assert preparation_chars(EmbeddingInput(text="a" * 30)) == empty + 30
-    assert preparation_chars(EmbeddingInput(text="a" * 30, instruction="b" * 500)) == empty + 530
-    assert preparation_chars(EmbeddingInput(token_ids=(1,) * 40)) == empty + 40
-    image = DecodedImage(pixels=np.zeros((28, 28, 3), dtype=np.uint8), num_tokens=1)
-    assert preparation_chars(EmbeddingInput(images=(image, image))) == empty + 400
-
-
 @pytest.mark.parametrize(
     ("lane", "inputs", "calls"),
     [
@@ -362,6 +338,57 @@ async def test_a_request_of_too_many_tokens_is_refused_when_they_are_too_many(
             await engine.embed(texts("word " * 1_001), lane=Lane.DOCUMENT, timeout_s=None)
     assert (caught.value.num_tokens, caught.value.max_tokens) == (1_280, 1_000)
     assert worker.passes == []
+
+
+async def test_a_full_lane_is_found_before_anything_is_tokenised(
+    folder: Path, prepared: list[tuple[str, int]]
+):
+    """Clients that come back at once used to cost the tokeniser as much as if they had been let in."""
+    settings = with_settings(batching={"max_document_queue": 4})
+    async with serving(folder, worker := FakeWorker(), settings=settings) as engine:
+        worker.open.clear()
+        lane = {"lane": Lane.DOCUMENT, "timeout_s": None}
+        running = asyncio.create_task(engine.embed(texts("one"), **lane))
+        await worker.has_begun.wait()
+        waiting = asyncio.create_task(engine.embed(texts("one", "two", "one"), **lane))
+        await asyncio.wait([waiting], timeout=0)
+        prepared.clear()
+        with pytest.raises(QueueFullError, match="3 entries are waiting, 4 are allowed") as early:
+            await engine.embed(texts("one", "two"), **lane)
+        with pytest.raises(SubmissionTooLargeError, match="brings 5 entries"):
+            await engine.embed(texts(*["one"] * 5), **lane)
+        assert prepared == []
+        assert 0 < early.value.retry_after_s < 1
+        assert engine.statistics().scheduler.lanes[Lane.DOCUMENT].num_refused == 7
+        worker.open.set()
+        await asyncio.gather(running, waiting)
+
+
+async def test_passes_shrink_where_there_is_no_memory_for_them(
+    folder: Path, caplog: pytest.LogCaptureFixture
+):
+    async with serving(folder, worker := FakeWorker()) as engine:
+        before = engine.limits.max_pass_tokens
+        worker.failures.append(PassOutOfMemoryError("no memory for the pass"))
+        answer = await engine.embed(texts("one", "two", "three", "one"), lane=Lane.QUERY, timeout_s=None)
+        assert answer.rows.tolist() == [[1, 1], [2, 1], [3, 1], [1, 1]]
+        await engine.embed(texts("one", "two", "three"), lane=Lane.QUERY, timeout_s=None)
+        assert (before, engine.limits.max_pass_tokens) == (4_096, 2)
+    assert worker.passes == [[1] * 4, [1] * 2, [1] * 2, [1] * 2, [1]]
+    assert "a pass of 4 tokens found no memory; passes are kept to 2 tokens from now on" in caplog.text
+
+
+async def test_passes_begin_no_larger_than_calibration_found_memory_for(folder: Path):
+    class SmallWorker(FakeWorker):
+        async def run(self, features: Sequence[Features], **options: Any) -> PassResult:
+            if sum(one.num_tokens for one in features) > 100:
+                raise PassOutOfMemoryError("no memory for the pass")
+            return await super().run(features, **options)
+
+    async with serving(folder, worker := SmallWorker()) as engine:
+        assert engine.limits.max_pass_tokens == 64
+        await engine.embed(texts(*["one"] * 200), lane=Lane.DOCUMENT, timeout_s=None)
+    assert max(map(sum, worker.passes)) == 64
 
 
 async def test_the_deadline_counts_from_the_call_and_not_from_the_queue(folder: Path, monkeypatch):
@@ -726,108 +753,3 @@ async def test_the_first_pass_of_images_is_not_counted_either(folder: Path):
     # A pass is as long as it may be, by what images cost when warm.
     passes = [sum(tokens) for tokens in worker.passes[-20:]]
     assert max(passes) > 100
-
-
-# Limits ----------------------------------------------------------------------------------------------------
-
-
-def test_passes_are_as_long_as_the_device_needs_them():
-    on_cpu = batching_limits(BatchingSettings(), is_cuda=False)
-    on_cuda = batching_limits(BatchingSettings(), is_cuda=True)
-    assert (on_cpu.max_pass_s, on_cpu.max_document_pass_s, on_cpu.fill_s) == (0.05, 0.2, 0.0)
-    assert (on_cuda.max_pass_s, on_cuda.max_document_pass_s, on_cuda.fill_s) == (0.03, 0.06, 0.015)
-    assert (on_cpu.max_pass_tokens, on_cuda.max_pass_tokens) == (4_096, 16_384)
-    assert (on_cpu.quiet_after_s, on_cuda.quiet_after_s) == (0.0, 1.0)
-    assert (on_cpu.interruption_share, on_cuda.interruption_share) == (0.08, 0.05)
-
-
-def test_settings_win_over_what_was_derived():
-    limits = batching_limits(
-        BatchingSettings(
-            max_pass_ms=20, max_document_pass_ms=40, fill_ms=5, query_slo_ms=70, interruption_share=0.2,
-            max_pass_tokens=100, max_wait_ms=20.0, document_share=0.3, batch_share=0.1,
-            max_query_queue=5, max_document_queue=6, max_batch_queue=7,
-            max_query_queue_s=1.5, max_document_queue_s=2.5, max_batch_queue_s=3.5,
-        ),
-        is_cuda=False,
-    )  # fmt: skip
-    assert (limits.max_pass_s, limits.max_document_pass_s, limits.fill_s) == (0.02, 0.04, 0.005)
-    assert (limits.query_slo_s, limits.interruption_share) == (0.07, 0.2)
-    assert (limits.max_pass_tokens, limits.max_wait_s) == (100, 0.02)
-    assert limits.shares == {Lane.DOCUMENT: 0.3, Lane.BATCH: 0.1}
-    assert limits.max_waiting_entries == {Lane.QUERY: 5, Lane.DOCUMENT: 6, Lane.BATCH: 7}
-    assert limits.max_waiting_s == {Lane.QUERY: 1.5, Lane.DOCUMENT: 2.5, Lane.BATCH: 3.5}
-
-
-def test_one_bound_of_its_own_pulls_the_others_along():
-    """Whoever sets one of them need not know the others."""
-    longer = batching_limits(BatchingSettings(max_pass_ms=400), is_cuda=True)
-    assert (longer.max_pass_s, longer.max_document_pass_s, longer.fill_s) == (0.4, 0.4, 0.2)
-    shorter = batching_limits(BatchingSettings(max_document_pass_ms=10), is_cuda=True)
-    assert (shorter.max_pass_s, shorter.max_document_pass_s, shorter.fill_s) == (0.01, 0.01, 0.01)
-
-
-def test_batching_switched_off_is_one_input_a_pass():
-    assert batching_limits(BatchingSettings(enable_batching=False), is_cuda=False).max_pass_entries == 1
-
-
-# A worker as the batcher sees it ---------------------------------------------------------------------------
-
-
-def features_of(*first_tokens: int) -> list[Features]:
-    return [Features(token_ids=np.array([token], dtype=np.int32)) for token in first_tokens]
-
-
-async def test_a_runner_gives_a_row_or_an_error_for_each_payload():
-    result = await WorkerRunner(FakeWorker(device_s=0.25), CostModel()).run(
-        features_of(1, BAD, 3), is_urgent=False, may_interrupt=False
-    )
-    first, bad, last = result.results
-    assert isinstance(bad, NonFiniteRowError)
-    assert [np.asarray(first).tolist(), np.asarray(last).tolist()] == [[1, 1], [3, 1]]
-    assert result.device_s == 0.25
-
-
-@pytest.mark.parametrize(
-    ("raised", "expected"),
-    [
-        (WorkerDiedError("killed by signal 9"), RunnerLostError),
-        (PassFailedError("it raised"), PassFailedError),
-    ],
-)
-async def test_only_a_death_makes_a_pass_worth_another_try(raised: Exception, expected: type[Exception]):
-    with pytest.raises(expected, match=str(raised)):
-        await WorkerRunner(FakeWorker(failures=[raised]), CostModel()).run(
-            features_of(1), is_urgent=False, may_interrupt=False
-        )
-
-
-async def test_a_worker_that_hangs_is_given_up_after_many_times_the_pass_and_not_after_minutes():
-    """A query may sit in that pass: two minutes are as good as never."""
-    cost = CostModel(fixed_s=0.0, per_token_s=0.5)
-    worker = FakeWorker()
-    runner = WorkerRunner(worker, cost)
-    await runner.run(features_of(1), is_urgent=False, may_interrupt=False)
-    await runner.run(features_of(1, 2, 3), is_urgent=False, may_interrupt=False)
-    assert worker.timeouts_s == [25.0, 75.0]
-    assert pass_timeout_s(0.01) == 10.0
-
-
-async def test_a_runner_is_ready_when_its_worker_is():
-    worker = FakeWorker()
-    worker.ready.clear()
-    waiting = asyncio.create_task(WorkerRunner(worker, CostModel()).wait_ready())
-    await asyncio.wait([waiting], timeout=0)
-    assert not waiting.done()
-    worker.ready.set()
-    await waiting
-
-
-async def test_a_runner_says_what_its_worker_can_and_hands_on_how_urgent_a_pass_is():
-    worker = FakeWorker()
-    runner = WorkerRunner(worker, CostModel())
-    assert (runner.depth, runner.can_interrupt) == (2, False)
-    worker.can_interrupt = True
-    assert runner.can_interrupt
-    await runner.run(features_of(1), is_urgent=True, may_interrupt=True)
-    assert worker.flags == [(True, True)]

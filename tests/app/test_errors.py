@@ -6,7 +6,7 @@ import pytest
 from litestar.exceptions import ClientException, HTTPException, InternalServerException
 
 from app.answers import ANSWERS, explain, nearest_path, retry_after_headers
-from app.engine import EngineNotReadyError, InputRefusedError, RequestTooLargeError
+from app.engine import EngineNotReadyError
 from app.errors import (
     InputFailedError,
     InvalidRequestError,
@@ -15,6 +15,7 @@ from app.errors import (
     quoted,
     shortened,
 )
+from app.preparation import InputRefusedError, RequestTooLargeError
 from batching import (
     DeadlineError,
     EntryFailedError,

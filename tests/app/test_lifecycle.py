@@ -1,6 +1,7 @@
 """What begins and ends what: the server, and the model that loads beside it."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -73,10 +74,20 @@ async def run(
     return code, told
 
 
-async def test_a_model_that_cannot_be_had_ends_the_server_with_its_one_line():
+def stopped(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    """What the line of the end tells machines, of each end."""
+    lines = [record for record in caplog.records if record.msg.startswith("stopped in ")]
+    return [record.__dict__["fields"] for record in lines]
+
+
+async def test_a_model_that_cannot_be_had_ends_the_server_with_its_one_line(
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level(logging.INFO, "app.lifecycle")
     engine = FakeEngine(fails_with=CheckpointError("there is no such model; check the name"))
     assert await run(engine) == (1, ["there is no such model; check the name"])
     assert engine.events == ["start", "drain", "stop"]
+    assert stopped(caplog) == []
 
 
 async def test_a_bug_while_loading_ends_the_server_too(caplog: pytest.LogCaptureFixture):
@@ -135,7 +146,8 @@ async def ask(engine: FakeEngine, sock: socket.socket) -> bytes:
     return line
 
 
-async def test_requests_in_flight_finish_first():
+async def test_requests_in_flight_finish_first(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "app.lifecycle")
     engine, app, sock = FakeEngine(), Stuck(), bind_socket("127.0.0.1", 0)
     ending = asyncio.create_task(run(engine, app, sock=sock, shutdown_timeout_s=60))
     asking = asyncio.create_task(ask(engine, sock))
@@ -147,6 +159,10 @@ async def test_requests_in_flight_finish_first():
     assert engine.events == ["start", "drain", "stop"]
     assert engine.drain_s is not None
     assert 0 < engine.drain_s < 60
+    (end,) = stopped(caplog)
+    assert end["cut_off"] == 0
+    assert 0 < end["took_s"] < 60
+    assert caplog.messages[-1] == f"stopped in {end['took_s']:.1f} s; requests cut off: 0"
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -154,6 +170,7 @@ async def test_a_second_signal_does_not_wait_for_requests_in_flight(
     second: signal.Signals, caplog: pytest.LogCaptureFixture
 ):
     """Whoever presses Ctrl+C twice, or whose supervisor is out of patience, wants it to end."""
+    caplog.set_level(logging.INFO, "app.lifecycle")
     app, sock = Stuck(), bind_socket("127.0.0.1", 0)
     engine = FakeEngine(on_stop=app.give_up)
     ending = asyncio.create_task(
@@ -169,10 +186,12 @@ async def test_a_second_signal_does_not_wait_for_requests_in_flight(
     assert "CancelledError" not in caplog.text
     # Left to the end of the loop, it would be cancelled there, with an error and its trace in the log.
     assert app.has_ended
+    assert [end["cut_off"] for end in stopped(caplog)] == [1]
 
 
 async def test_the_server_and_the_engine_share_one_deadline(caplog: pytest.LogCaptureFixture):
     """A supervisor kills what takes longer than it was told; two waits in a row would be twice as long."""
+    caplog.set_level(logging.INFO, "app.lifecycle")
     engine, app, sock = FakeEngine(), Stuck(), bind_socket("127.0.0.1", 0)
     ending = asyncio.create_task(
         run(engine, ObservedApp(app, Recorder()), sock=sock, shutdown_timeout_s=0.01)
@@ -184,6 +203,7 @@ async def test_the_server_and_the_engine_share_one_deadline(caplog: pytest.LogCa
     assert engine.drain_s == 0
     assert (await asking).startswith(b"HTTP/1.1 503 ")
     assert "CancelledError" not in caplog.text
+    assert [end["cut_off"] for end in stopped(caplog)] == [1]
 
 
 async def test_a_signal_while_the_engine_ends_does_not_tear_it():

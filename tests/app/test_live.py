@@ -13,11 +13,20 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from app.engine import Embeddings, Engine
-from app.live import MAX_HISTORY_S, WINDOW_S, LiveGpu, LiveHistory, LiveSnapshot, LiveView, until_middle_s
+from app.live import (
+    MAX_HISTORY_S,
+    WINDOW_S,
+    LiveGpu,
+    LiveHistory,
+    LiveHttp,
+    LiveSnapshot,
+    LiveView,
+    until_middle_s,
+)
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import Settings
-from batching import Lane, PassReport
+from batching import Lane, PassReport, QueueFullError
 from tests.app.fakes import IDLE, FakeEngine, Gateway
 from tests.app.running import running
 
@@ -133,7 +142,7 @@ def test_lanes_are_counted_apart():
     assert query.p50_ms == pytest.approx(4, rel=0.02)
     assert document.p50_ms == pytest.approx(2000, rel=0.02)
     assert snapshot.lanes.batch.p50_ms is None
-    assert (snapshot.http.requests_per_s, snapshot.http.errors_per_s) == (0.3, 0.1)
+    assert snapshot.http.requests_per_s == 0.3
 
 
 @pytest.mark.parametrize("scale_s", [0.001, 0.05, 1.0, 600.0])
@@ -168,6 +177,39 @@ def test_a_refusal_is_no_latency():
     clock.now_s += 1
     lane = view.snapshot().lanes.query
     assert (lane.requests_per_s, lane.p50_ms, lane.p99_ms) == (0.1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "refused", "client_errors", "server_errors"),
+    [
+        (200, 0, 0, 0),
+        (400, 0, 1, 0),
+        (408, 1, 1, 0),
+        (413, 0, 1, 0),
+        (429, 1, 1, 0),
+        (499, 0, 1, 0),
+        (500, 0, 0, 1),
+        (503, 0, 0, 1),
+    ],
+)
+def test_what_an_answer_counts_as(status: int, refused: int, client_errors: int, server_errors: int):
+    view, clock = view_of()
+    for _ in range(WINDOW_S):
+        answer(view, status=status, lane=Lane.DOCUMENT)
+    clock.now_s += 1
+    told = view.snapshot()
+    assert (told.lanes.query.refused_per_s, told.lanes.document.refused_per_s) == (0, refused)
+    assert (told.http.client_errors_per_s, told.http.server_errors_per_s) == (client_errors, server_errors)
+
+
+def test_a_refusal_without_a_lane_is_a_clients_error_alone():
+    """The connection gives up on a body that does not come before anybody knows its lane."""
+    view, clock = view_of()
+    answer(view, status=408, lane=None, route="unmatched")
+    clock.now_s += 1
+    told = view.snapshot()
+    assert told.http.client_errors_per_s == 0.1
+    assert told.lanes.query.refused_per_s == 0
 
 
 @pytest.mark.parametrize("route", ["/live", "/metrics", "/health/ready", "/ui/{name}"])
@@ -323,7 +365,9 @@ def told_by(reading: LiveSnapshot, path: str) -> float | None:
 HAPPENINGS = st.lists(
     st.one_of(
         st.tuples(st.just("answer"), st.sampled_from([*Lane]), st.floats(0, 20)),
-        st.tuples(st.just("failure"), st.sampled_from([*Lane, None]), st.sampled_from([400, 429, 500, 503])),
+        st.tuples(
+            st.just("failure"), st.sampled_from([*Lane, None]), st.sampled_from([400, 408, 429, 500, 503])
+        ),
         st.tuples(st.just("rows"), st.sampled_from([*Lane]), st.lists(st.integers(1, 500), max_size=5)),
         st.tuples(st.just("pass"), st.just(None), st.floats(0, 30)),
         st.tuples(st.just("waiting"), st.sampled_from([*Lane]), st.integers(0, 10_000)),
@@ -513,8 +557,9 @@ async def test_live_has_every_number_by_name():
     assert list(told["lanes"]) == ["query", "document", "batch"]
     assert set(told["lanes"]["query"]) == {
         "waiting_items", "waiting_tokens", "oldest_age_s", "backlog_s", "running_items", "requests_per_s",
-        "items_per_s", "tokens_per_s", "p50_ms", "p99_ms",
+        "refused_per_s", "items_per_s", "tokens_per_s", "p50_ms", "p99_ms",
     }  # fmt: skip
+    assert set(told["http"]) == {"requests_per_s", "client_errors_per_s", "server_errors_per_s", "in_flight"}
     assert told["gpus"] == []
 
 
@@ -606,7 +651,23 @@ async def test_a_request_shows_up_in_its_lane():
     assert [lane.items_per_s for lane in lanes] == [1, 2, 1]
     assert all(lane.p99_ms for lane in lanes)
     # The last was the client's mistake.
-    assert (told.http.requests_per_s, told.http.errors_per_s) == (4, 0)
+    assert told.http == LiveHttp(requests_per_s=4, client_errors_per_s=1, server_errors_per_s=0, in_flight=0)
+
+
+async def test_a_full_lane_shows_up_as_one_that_refuses():
+    """All the way, as above: what is refused has a lane although nothing of it was ever computed."""
+    clock = Clock()
+    view = LiveView(clock=clock)
+    gateway = Gateway(metrics=Metrics(view))
+    gateway.engine.failure = QueueFullError(
+        Lane.DOCUMENT, what="entries", num_waiting=9, limit=9, num_new=2, retry_after_s=1.5
+    )
+    assert (await gateway.embed(["one", "two"])).status == 429
+    clock.now_s += 1
+    told = view.snapshot()
+    assert (told.lanes.document.requests_per_s, told.lanes.document.refused_per_s) == (1, 1)
+    assert told.lanes.query.refused_per_s == 0
+    assert (told.http.client_errors_per_s, told.http.server_errors_per_s) == (1, 0)
 
 
 async def test_nothing_that_a_client_wrote_is_told():

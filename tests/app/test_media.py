@@ -280,6 +280,28 @@ async def test_a_query_waits_for_no_document_and_documents_for_no_query():
         assert images.statistics().num_waiting_queries == 2
 
 
+async def test_images_of_the_batch_lane_leave_documents_half_of_the_room():
+    """They hold it for as long as their inputs wait, which is minutes, and documents came to wait behind them."""
+    loader = FakeLoader()
+    loader.may_arrive.clear()
+    images = intake(loader, max_held_image_bytes=8 * PIXEL_BYTES)
+    batch = [entered(images, request(*[data("b")] * 2, lane=Lane.BATCH)) for _ in range(3)]
+    document = entered(images, request(*[data("d")] * 3))
+    async with under_way(*batch, document):
+        assert loader.loaded == ["b", "b", "d", "d", "d"]
+        assert images.statistics().num_waiting_others == 2
+        loader.may_arrive.set()
+        await settle()
+        assert images.statistics().held_bytes == 0
+    assert loader.loaded.count("b") == 6
+
+
+async def test_a_batch_larger_than_its_part_is_let_in_alone():
+    images = intake(max_held_image_bytes=8 * PIXEL_BYTES)
+    await asyncio.wait_for(entered(images, request(*[data("b")] * 7, lane=Lane.BATCH)), 10)
+    assert images.statistics().held_bytes == 0
+
+
 async def test_a_query_of_dozens_of_images_waits_among_the_uploads():
     """Among queries it would find room only when there are no others, and all that come would wait behind it."""
     loader = FakeLoader()

@@ -1,22 +1,29 @@
 """What is counted where it happens, what is read at a scrape, and that both keep the laws of names and labels."""
 
 import asyncio
+import inspect
 import re
 from dataclasses import replace
+from http import HTTPStatus
 from typing import cast
 
 import pytest
+from litestar.exceptions import HTTPException
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import metric_families
+from app import connection, inputs, metric_families
+from app.answers import ANSWERS, explain
 from app.budget import FREE_BYTES, BodyBudget
 from app.engine import Embeddings, EngineStatistics
+from app.fetch import FetchFailure
 from app.live import LiveView
 from app.metric_families import FAMILIES, LABELS, SECTIONS, Family, Kind
-from app.metrics import Metrics
-from batching import CostModel, Lane, LaneStatistics, PassReport, Shape
+from app.metrics import COUNTED_FROM_START, Metrics
+from app.routes import embeddings
+from app.settings import TokenIds
+from batching import CostModel, DeadlineError, Lane, LaneStatistics, PassReport, Shape
 from model.images import DecoderStatistics
 from model.worker import DeviceMemory, WorkerStatistics
 from tests.app.fake_nvml import FakeNvml, gpus_of
@@ -152,7 +159,117 @@ def test_every_label_is_explained_and_none_is_explained_in_vain():
     assert {label for family in FAMILIES for label in family.labels} == set(LABELS)
 
 
+# Outcomes and reasons --------------------------------------------------------------------------------------
+
+
+def values_told(registry: CollectorRegistry, family: Family) -> set[str]:
+    """What the label ``outcome`` or ``reason`` of a family holds."""
+    return {
+        sample.labels[label]
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == family.name
+        for label in ("outcome", "reason")
+        if label in sample.labels
+    }
+
+
+def test_every_outcome_and_every_reason_is_explained():
+    for family in FAMILIES:
+        assert bool(family.values) == bool({"outcome", "reason"} & set(family.labels)), family.name
+        assert all(meaning.endswith(".") for meaning in family.values.values())
+
+
+def test_the_reasons_are_those_of_every_answer():
+    """Of exceptions, of the framework's own statuses, of the connection, and of clients that left."""
+    framework = {explain(HTTPException(status_code=status)).reason for status in HTTPStatus if status >= 400}
+    refused = re.findall(r'reason="(\w+)"', inspect.getsource(connection))
+    assert {*framework, *refused, "cancelled"} | {answer.reason for answer in ANSWERS.values()} == set(
+        metric_families.REQUEST_FAILURES.values
+    )
+
+
+def test_the_outcomes_of_token_arrays_are_those_that_are_counted():
+    refused = re.findall(r'outcome="(\w+)"', inspect.getsource(inputs) + inspect.getsource(embeddings))
+    read = set(TokenIds) - {TokenIds.REJECT}
+    assert {*read, *refused} == set(metric_families.TOKEN_ARRAYS.values)
+
+
+async def test_the_outcomes_that_are_told_are_those_that_are_explained():
+    registry = (await everything()).metrics.registry
+    for family in (
+        metric_families.QUEUE_OUTCOMES,
+        metric_families.IMAGE_FETCHES,
+        metric_families.IMAGE_DECODES,
+        metric_families.REQUEST_FAILURES,
+    ):
+        assert values_told(registry, family) == set(family.values)
+    assert set(FetchFailure) < set(metric_families.IMAGE_FETCHES.values)
+
+
+# From the start --------------------------------------------------------------------------------------------
+
+POSTED_TO = {
+    "/v1/embeddings",
+    "/embeddings",
+    "/v2/embed",
+    "/v1/multimodalembeddings",
+    "/embeddings/text",
+    "/embeddings/image",
+    "/embeddings/fused",
+    "/similarity",
+}
+
+
+def test_what_alerts_compare_is_0_before_it_has_happened():
+    """A series that begins with its first events hides them: `increase()` knows of no 0 before."""
+    gateway = Gateway()
+    for reason in metric_families.REQUEST_FAILURES.values:
+        assert gateway.sample("laneway_request_failures_total", reason=reason) == 0
+    for lane in Lane:
+        assert gateway.sample("laneway_deadline_misses_total", model="tiny", lane=lane.value) == 0
+    assert gateway.sample("laneway_pass_failures_total", model="tiny") == 0
+    assert gateway.sample("laneway_pass_items_count", model="tiny") == 0
+    posted = {
+        (sample.labels["route"], int(sample.labels["status"])): (sample.labels["method"], sample.value)
+        for metric in gateway.metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "laneway_http_requests_total"
+    }
+    assert posted == {(route, status): ("POST", 0) for route in POSTED_TO for status in COUNTED_FROM_START}
+
+
+async def test_a_failure_is_counted_in_the_series_that_was_there():
+    """Under another path template the zeros would be of series that nothing is ever added to."""
+    gateway = Gateway(FakeEngine(failure=RuntimeError("no")))
+    await gateway.embed("a")
+    route = {"route": "/v1/embeddings", "method": "POST"}
+    assert gateway.sample("laneway_http_requests_total", **route, status="500") == 1
+    assert gateway.sample("laneway_request_failures_total", reason="internal") == 1
+    gateway.metrics.observe_pass(replace(REPORT, error="WorkerDiedError"))
+    assert gateway.sample("laneway_pass_failures_total", model="tiny") == 1
+
+
 # Requests --------------------------------------------------------------------------------------------------
+
+
+async def test_a_missed_deadline_is_counted_in_its_lane():
+    gateway = Gateway(FakeEngine(failure=DeadlineError(waited_s=0.1)))
+    assert (await gateway.embed("a", {"X-Priority": "query"})).status == 408
+    gateway.engine.failure = RuntimeError("no")
+    await gateway.embed("a", {"X-Priority": "query"})
+
+    def misses(lane: str) -> float | None:
+        return gateway.sample("laneway_deadline_misses_total", model="tiny", lane=lane)
+
+    assert (misses("query"), misses("document")) == (1, 0)
+
+
+def test_a_request_that_did_not_arrive_in_time_missed_no_deadline():
+    """Its 408 is of the connection; which lane it wanted nobody knows."""
+    metrics = Metrics()
+    metrics.observe_http("unmatched", "POST", 408, 30.0, failure="timeout", lane=None)
+    assert "laneway_deadline_misses_total" not in exported(metrics.registry)
 
 
 async def test_whole_requests_are_told_by_their_lane():
@@ -243,6 +360,18 @@ def test_padding_is_told_as_a_part_of_what_was_computed(num_padding: int, ratio:
     assert gateway.sample("laneway_pass_padding_ratio_bucket", model="tiny", le="0.0") == (ratio == 0)
 
 
+def test_predictions_are_held_against_each_worker():
+    """One that is slower than its equals has another device, or shares it."""
+    gateway = Gateway()
+    gateway.metrics.observe_pass(replace(REPORT, slot=0, device_s=0.02, predicted_s=0.02))
+    gateway.metrics.observe_pass(replace(REPORT, slot=1, device_s=0.03, predicted_s=0.02))
+    ratios = [
+        gateway.sample("laneway_pass_prediction_ratio_sum", model="tiny", worker=worker)
+        for worker in ("0", "1")
+    ]
+    assert ratios == [1.0, 1.5]
+
+
 def test_what_the_cost_model_has_learned_is_told():
     cost = CostModel(fixed_s=0.003, per_token_s=0.0002, per_image_token_s=0.001, floor_s=0.005)
     gateway = Gateway(EngineWith(cost=cost))
@@ -309,8 +438,11 @@ async def test_without_a_card_its_memory_is_absent():
     assert b'laneway_worker_info{device="cpu",gpu_uuid="",model="tiny",worker="0"} 1.0' in text
 
 
-def test_a_worker_that_has_no_process_has_no_memory():
-    gateway = Gateway(EngineWith(replace(ON_A_CARD, is_ready=False, pid=None, rss_bytes=None, memory=None)))
+@pytest.mark.parametrize(("pid", "rss_bytes"), [(None, None), (7, 0)])
+def test_a_worker_that_has_no_process_has_no_memory(pid: int | None, rss_bytes: int | None):
+    """Nor has one that was just killed: of a process that nobody has waited for, the kernel tells 0."""
+    dead = replace(ON_A_CARD, is_ready=False, pid=pid, rss_bytes=rss_bytes, memory=None)
+    gateway = Gateway(EngineWith(dead))
     assert gateway.sample("laneway_worker_ready", model="tiny", worker="0") == 0
     assert gateway.sample("laneway_worker_resident_memory_bytes", model="tiny", worker="0") is None
     assert gateway.sample("laneway_worker_restarts_total", model="tiny", worker="0") == 2
@@ -328,6 +460,17 @@ async def test_a_body_counts_while_its_request_is_worked_on():
     assert 100_000 - FREE_BYTES < held < 101_000 - FREE_BYTES
     assert gateway.sample("laneway_held_body_bytes") == 0
     assert gateway.sample("laneway_held_body_limit_bytes") == 1_000_000
+
+
+def test_images_are_told_beside_their_limits():
+    """Queries have a room of their own, on top of the setting."""
+    gateway = Gateway(settings=with_settings(media={"max_held_image_bytes": 400_000_000}))
+    limits = [
+        gateway.sample("laneway_held_image_limit_bytes", lane=lane) for lane in ("query", "document", "batch")
+    ]
+    assert limits == [100_000_000, 400_000_000, None]
+    assert gateway.sample("laneway_held_image_bytes", lane="query") == 0
+    assert gateway.sample("laneway_held_image_bytes", lane="document") == 0
 
 
 async def test_bodies_that_wait_for_memory_are_counted_until_they_give_up():

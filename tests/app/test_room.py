@@ -49,6 +49,29 @@ async def test_more_than_all_of_it_is_given_an_empty_room():
     assert room.held_bytes == 0
 
 
+async def test_what_is_taken_in_a_part_is_taken_in_the_whole():
+    whole = Room(100)
+    part = Room(50, within=whole)
+    await part.take(40)
+    in_part = await taken(part, 20)
+    in_whole = await taken(whole, 60)
+    assert (in_part.done(), in_whole.done()) == (False, True)
+    part.give(40)
+    await in_part
+    assert (part.held_bytes, whole.held_bytes) == (20, 80)
+
+
+async def test_who_gives_up_waiting_for_the_whole_holds_nothing_of_the_part():
+    whole = Room(100)
+    part = Room(50, within=whole)
+    await whole.take(90)
+    gone = await taken(part, 20)
+    assert part.held_bytes == 20
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert (part.held_bytes, whole.held_bytes, whole.num_waiting) == (0, 90, 0)
+
+
 @pytest.mark.parametrize("is_admitted", [False, True], ids=["while it waits", "as its room comes"])
 async def test_a_wait_that_is_cancelled_takes_nothing(is_admitted: bool):
     room = Room(100)

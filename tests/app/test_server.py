@@ -272,6 +272,61 @@ def test_what_is_not_http_gets_an_error_that_sdks_can_read(server: Running, requ
     assert_healthy(server)
 
 
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([b"BREW / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),
+        ([b"FROB123 /v1/embeddings HTTP/1.1\r\nHost: here\r\n\r\n"], 501),
+        ([b"get / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),  # methods are case-sensitive (RFC 9110, 9.1)
+        ([b"GETS / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),
+        ([b"!#$%&'*+-.^_`|~ / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),
+        ([b"DESCRIBE / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),  # RTSP's, for which the parser has another error
+        ([b"\r\n\r\nBREW / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),
+        ([b"BREW / HTTP/1.1\nHost: here\n\n"], 501),
+        ([b"B", b"REW / HTTP/1.1\r\nHost: here\r\n\r\n"], 501),
+        ([b"BREW"], 501),
+        ([b"BREW /a/long/pa"], 501),
+        ([b"B", b"(EW / HTTP/1.1\r\nHost: here\r\n\r\n"], 400),
+        ([b"BREW(1) / HTTP/1.1\r\nHost: here\r\n\r\n"], 400),
+        ([b" BREW / HTTP/1.1\r\nHost: here\r\n\r\n"], 400),
+        ([b"BREW  / HTTP/1.1\r\nHost: here\r\n\r\n"], 400),
+        ([b"BREW /\r\n\r\n"], 400),
+        ([b"BREW / HTTP/2.0\r\nHost: here\r\n\r\n"], 400),
+        ([b"SSH-2.0-OpenSSH_9.6\r\n"], 400),
+        ([b"\xc3\x89 / HTTP/1.1\r\nHost: here\r\n\r\n"], 400),
+    ],
+    ids=lambda value: str(value[-1])[2:20] if isinstance(value, list) else str(value),
+)  # fmt: skip
+def test_a_method_that_nobody_knows_is_not_implemented_and_what_is_none_not_http(
+    server: Running, pieces: list[bytes], status: int
+):
+    """RFC 9110, 15.6.2. Whoever reads that it is no HTTP looks for a mistake that there is not."""
+    with server.connect() as client:
+        for piece in pieces:
+            client.send(piece)
+            if piece is not pieces[-1]:
+                assert_healthy(server)  # by the answer to another the server has read this one
+        reply = client.read_reply()
+        assert reply.status == status
+        message, code = {
+            400: ("The request is not valid HTTP/1.1.", "malformed_request"),
+            501: ("The request's method is not one that this server knows.", "unknown_method"),
+        }[status]
+        assert (reply.error["message"], reply.error["code"]) == (message, code)
+        assert reply.headers["connection"] == "close"
+        assert client.wait_for_close() == b""
+    assert_healthy(server)
+
+
+def test_an_unknown_method_is_told_after_other_requests_too(server: Running):
+    with server.connect() as client:
+        for size in (5, 200_000):
+            client.send(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+            assert client.read_reply().status == 200
+        client.send(b"BREW / HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert client.read_reply().status == 501
+
+
 @pytest.mark.parametrize("hosts", [b"", b"Host: one\r\nHost: two\r\n"], ids=["none", "two"])
 def test_http_1_1_needs_exactly_one_host(server: Running, hosts: bytes):
     """RFC 9112, 3.2: two Host headers are how caches and proxies are led astray."""

@@ -51,6 +51,7 @@ from app.top import (
     history_due_s,
     milliseconds,
     rate,
+    refusals,
     render,
     seconds,
     sparkline,
@@ -136,7 +137,7 @@ def reading(
             tokens_per_pass=512.4,
             interruptions_per_s=0.4,
         ),
-        http=LiveHttp(requests_per_s=15.3, errors_per_s=0.1, in_flight=5),
+        http=LiveHttp(requests_per_s=15.3, client_errors_per_s=0.3, server_errors_per_s=0.1, in_flight=5),
         gpus=gpus,
     )
 
@@ -152,6 +153,7 @@ def with_history(one: LiveSnapshot, *, query_per_s: Series, busy_ratio: Series) 
             waiting_items=zeros,
             backlog_s=zeros,
             requests_per_s=requests_per_s,
+            refused_per_s=zeros,
             items_per_s=requests_per_s,
             tokens_per_s=zeros,
             p50_ms=none,
@@ -165,7 +167,9 @@ def with_history(one: LiveSnapshot, *, query_per_s: Series, busy_ratio: Series) 
             device=LiveDeviceHistory(
                 busy_ratio=busy_ratio, passes_per_s=zeros, tokens_per_pass=zeros, interruptions_per_s=zeros
             ),
-            http=LiveHttpHistory(requests_per_s=query_per_s, errors_per_s=zeros),
+            http=LiveHttpHistory(
+                requests_per_s=query_per_s, client_errors_per_s=zeros, server_errors_per_s=zeros
+            ),
         ),
     )
 
@@ -194,13 +198,13 @@ def test_a_reading_is_drawn_whole():
     assert drawn(view, hint="q quits") == [
         "Laneway 1.2.3  ready  all-MiniLM-L6-v2  384 dimensions  256 tokens  text  float32 on cpu  up 3 h 12 min  http://here:8000",
         "",
-        "lane       waiting    tokens  oldest s  backlog s  running    req/s  items/s     tok/s    p50 ms    p99 ms  req/s, 1 min",
-        "query            3        27      0.01       0.02        1     13.2     13.2       119      12.3      48.2  ▃█",
-        "document     16.0k     2.10M      12.3       48.1       64      2.1      134     9,800     2,300     5,120  ██",
-        "batch            0         0         -          -        0      0.0      0.0       0.0         -         -  ▁▁",
+        "lane       waiting    tokens  oldest s  backlog s  running    req/s  refused/s  items/s     tok/s    p50 ms    p99 ms  req/s, 1 min",
+        "query            3        27      0.01       0.02        1     13.2          -     13.2       119      12.3      48.2  ▃█",
+        "document     16.0k     2.10M      12.3       48.1       64      2.1          -      134     9,800     2,300     5,120  ██",
+        "batch            0         0         -          -        0      0.0          -      0.0       0.0         -         -  ▁▁",
         "",
         "device    ████████░░  83 %  ▁▇  2 of 2 workers  12.3 passes/s  512 tokens a pass  0.4 interruptions/s",
-        "http      15.3 req/s  0.1 errors/s  5 in flight  over the last 10 s",
+        "http      15.3 req/s  0.3 4xx/s  0.1 5xx/s  5 in flight  over the last 10 s",
         "gpu 0     NVIDIA H200  ████████░░  80 %  23.0 of 139.0 GiB  412 W  61 °C",
         "gpu 1     NVIDIA H200 MIG",
         "",
@@ -218,7 +222,7 @@ def test_nothing_is_wider_than_the_terminal(width: int):
 
 def test_a_narrow_terminal_keeps_what_tells_most():
     header = drawn(view_of(reading()), width=60)[2].split("  ")
-    assert [title.strip() for title in header if title] == ["lane", "waiting", "backlog s", "req/s", "p50 ms", "p99 ms"]  # fmt: skip
+    assert [title.strip() for title in header if title] == ["lane", "waiting", "backlog s", "refused/s", "p50 ms", "p99 ms"]  # fmt: skip
 
 
 def test_columns_are_left_out_by_their_rank():
@@ -245,6 +249,35 @@ def test_a_missing_worker_is_red(num_ready: int, is_red: bool):
     with console.capture() as capture:
         console.print(render(view_of(reading(num_ready=num_ready)), width=140))
     assert (f"\x1b[1;31m{num_ready} of 2 workers" in capture.get()) is is_red
+
+
+def in_colour(view: View) -> list[str]:
+    console = Console(width=140, file=StringIO(), force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(render(view, width=140))
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_lane_that_refuses_looks_like_it(width: int):
+    """Nearly all requests of a full lane are refused in no time: without this it looks well and busy."""
+    full = reading()
+    document = LiveLane(waiting_items=16_000, requests_per_s=52.0, refused_per_s=51.9)
+    full = msgspec.structs.replace(full, lanes=msgspec.structs.replace(full.lanes, document=document))
+    query, line = (one for one in drawn(view_of(full), width=width) if one.startswith(("query", "document")))
+    assert ("51.9" in line, "51.9" in query) == (True, False)
+    red = [one for one in in_colour(view_of(full)) if "\x1b[1;31m" in one]
+    assert [re.sub(r"\x1b\[[0-9;]*m", "", one).split()[0] for one in red] == ["document", "http"]
+
+
+def test_only_the_servers_own_errors_are_red():
+    """A client that misspells a field is none of the operator's mistakes."""
+    (http,) = [line for line in in_colour(view_of(reading())) if "4xx/s" in line]
+    assert "  0.3 4xx/s  \x1b[1;31m0.1 5xx/s\x1b[0m" in http
+
+
+def test_a_rare_refusal_is_not_rounded_away():
+    assert [refusals(one) for one in (0, 0.01, 0.1, 51.94)] == ["-", "0.1", "0.1", "51.9"]
 
 
 def test_a_view_remembers_a_minute():
@@ -384,8 +417,11 @@ def url_of(server: Running) -> str:
     return f"http://127.0.0.1:{server.address[1]}"
 
 
-@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
-def test_the_base_url_of_clients_will_do(server: Running, answers: Answers, path: str):
+@pytest.mark.parametrize(
+    "path", ["", "/", "/v1", "/v1/", "/ui", "/ui/", "/ui#playground", "/live", "/live?history_s=9"]
+)
+def test_an_address_will_do_wherever_it_was_copied_from(server: Running, answers: Answers, path: str):
+    """Clients' base URL, the browser's line, the readings' own."""
     assert Server(url=url_of(server) + path, api_key="secret").read() == reading()
     assert answers.keys == [b"Bearer secret"]
 
@@ -408,13 +444,46 @@ def test_what_is_no_reading_is_one_line(
     assert str(caught.value) == message.replace("URL", url_of(server))
 
 
-@pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://here", "http://", "http://here:eight", "http://a..b", "http://[here"]
-)
+@pytest.mark.parametrize("url", ["ftp://here", "http://", "http://here:eight", "http://a..b", "http://[here"])
 def test_what_is_no_url_is_said_so(url: str):
     with pytest.raises(NoReadingError) as caught:
         Server(url=url).read()
     assert str(caught.value).startswith(f'"{url}" is no address of a server: ')
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("here:8000", "http://here:8000"),
+        ("127.0.0.1:18511/ui", "http://127.0.0.1:18511"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("https://here/gateway/v1", "https://here/gateway"),
+        ("http://here/live/ui", "http://here/live"),
+        ("http://ui", "http://ui"),
+    ],
+)
+def test_a_url_without_a_scheme_is_http_and_loses_the_page_alone(url: str, root: str):
+    assert Server(url=url).root == root
+
+
+@pytest.mark.parametrize("option", [[], ["--url"]], ids=["bare", "--url"])
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_the_server_is_named_with_an_option_or_without(
+    server: Running, option: list[str], scheme: str, capsys: pytest.CaptureFixture[str]
+):
+    address = f"127.0.0.1:{server.address[1]}"
+    assert run(["top", *option, f"{scheme}{address}", "--once"]) == 0
+    assert capsys.readouterr().out.startswith("Laneway 1.2.3  ready")
+
+
+def test_a_port_is_enough_on_this_machine(server: Running, capsys: pytest.CaptureFixture[str]):
+    assert run(["top", "--port", str(server.address[1]), "--once"]) == 0
+    assert capsys.readouterr().out.startswith("Laneway 1.2.3  ready")
+
+
+def test_a_port_that_the_system_chose_must_be_told(capsys: pytest.CaptureFixture[str]):
+    assert run(["top", "--port", "0", "--once"]) == 1
+    assert capsys.readouterr().err == "laneway: the system chooses which port 0 is; give the server's URL\n"
 
 
 @pytest.mark.parametrize("api_key", ["two\nlines", "snow\N{SNOWMAN}"])

@@ -7,9 +7,9 @@ import pytest
 
 from app.dialects import cohere, original, voyage
 from app.dialects.translation import Names, Translation
-from app.engine import InputRefusedError
 from app.errors import InvalidRequestError
 from app.inputs import EmbeddingRequest, parse
+from app.preparation import InputRefusedError
 from app.settings import Settings
 from app.wire import ImageBase64Part, ImageURL, ImageURLPart, Item, TextPart
 from batching import Lane

@@ -95,6 +95,11 @@ class FakeRunner:
     async def wait_ready(self) -> None:
         await self._is_ready.wait()
 
+    def die(self) -> None:
+        """Be away for ``restart_s``, from now on."""
+        self._is_ready.clear()
+        asyncio.get_running_loop().call_later(self._restart_s, self._is_ready.set)
+
     async def run(self, payloads: Sequence[object], *, is_urgent: bool, may_interrupt: bool) -> RunResult:
         assert not is_urgent, "a simple runner has nothing to overtake"
         assert not may_interrupt
@@ -104,8 +109,7 @@ class FakeRunner:
         self.passes.append([item.name for item in items])
         await asyncio.sleep(device_s)
         if len(self.passes) - 1 in self._dies_at or any(item.kills for item in items):
-            self._is_ready.clear()
-            asyncio.get_running_loop().call_later(self._restart_s, self._is_ready.set)
+            self.die()
             raise RunnerLostError("the runner died")
         if any(item.raises for item in items):
             raise ArithmeticError("the model raised")
@@ -189,14 +193,15 @@ class LayeredFake(FakeRunner):
     def _end(self, job: _Job) -> None:
         self._stack.remove(job)
         if len(self.passes) - 1 in self._dies_at or any(item.kills for item in job.items):
-            self._is_ready.clear()
-            asyncio.get_running_loop().call_later(self._restart_s, self._is_ready.set)
-            lost = [job, *self._stack, *self._urgent, *self._staged]
+            self.die()
+            begun = [job, *self._stack]
+            lost = [*begun, *self._urgent, *self._staged]
             for line in (self._stack, self._urgent, self._staged):
                 line.clear()
             for other in lost:
                 if not other.done.done():
-                    other.done.set_exception(RunnerLostError("the runner died"))
+                    error = RunnerLostError("the runner died", has_begun=other in begun)
+                    other.done.set_exception(error)
         elif job.done.done():
             return
         elif any(item.raises for item in job.items):

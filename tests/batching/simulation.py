@@ -1,9 +1,10 @@
 """A scheduler on a virtual clock, with devices that only take time; its laws are checked at every step.
 
 Law by law: an entry ends once, and in one way; an expired or cancelled entry is never in a pass; a pass
-keeps its budgets; entries of a lane and a tenant are taken in their order; a free slot and waiting work never
-stand beside each other; what is staged holds no queries; a runner is handed no more than it can take; the
-counts are those of an independent book.
+keeps its budgets; entries of a lane and a tenant are taken in their order; a lane takes in what its bound and
+its tenants' parts allow, and nothing else; a free slot and waiting work never stand beside each other; a full
+pass of documents is staged behind each one that runs, whatever other slots are absent; what is staged holds
+no queries; a runner is handed no more than it can take; the counts are those of an independent book.
 
 Devices do what a runner promises (``Runner``): they begin passes in the order in which they came, urgent ones
 first, and may let an urgent one in between two blocks of a pass of documents. When a pass ends the device goes
@@ -33,7 +34,6 @@ from batching import (
 )
 from tests.batching.fakes import known_cost
 
-RESTART_S = 0.05
 SIMPLE, STAGING, YIELDING = Slot(), Slot(depth=2), Slot(depth=2, can_interrupt=True)
 
 
@@ -138,6 +138,8 @@ class Simulation:
     """Blocks of a pass that can be interrupted."""
     dying_passes: Collection[int] = ()
     """Numbers of passes whose runner dies for no fault of theirs."""
+    restart_s: float = 0.05
+    """How long a runner is away that died; the scheduler knows it."""
     checks_all: bool = True
     """Also hold the whole backlog against every step: quadratic, so not for long backlogs."""
 
@@ -156,7 +158,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self._truth = _copy_of(self.cost)
-        self.scheduler = Scheduler(self.limits, cost=self.cost, slots=self.slots)
+        self.scheduler = Scheduler(self.limits, cost=self.cost, slots=self.slots, restart_s=self.restart_s)
         self.devices = [Device(slot) for slot in self.slots]
         self.waiting: dict[Entry, None] = {}
         self.culprits: dict[Entry, str] = {}
@@ -185,6 +187,7 @@ class Simulation:
                     self._end_block(slot, run, block_s)
                 case int():
                     self._absent.discard(event)
+                    self.scheduler.set_ready(event, self.now_s, is_ready=True)
                 case tuple():
                     self._cancel(event)
                 case _:
@@ -250,25 +253,38 @@ class Simulation:
                 return
         self.refused.append(arrival)
 
-    def _has_room(self, entries: Collection[Entry]) -> bool | None:
+    def _has_room(self, entries: Sequence[Entry]) -> bool | None:
         """Whether the lane may hold these, too; ``None`` where nobody counts."""
         if not self.checks_all:
             return None
-        lane = next(iter(entries)).lane
+        lane, tenant = entries[0].lane, entries[0].tenant
         waiting = [entry for entry in self.waiting if entry.lane is lane]
-        if len(waiting) + len(entries) > self.limits.max_waiting_entries[lane]:
+        max_entries = self.limits.max_waiting_entries[lane]
+        max_s = self.limits.max_waiting_s[lane] * max(1, len(self.slots) - len(self._absent))
+        if len(entries) > max_entries:
             return False
         if not waiting:
             return True
-        work = [*waiting, *entries]
+        # What is tried again is nobody's any more.
+        tenants = {entry.tenant for entry in waiting if entry not in self.retried}
+        own = [entry for entry in waiting if entry.tenant == tenant and entry not in self.retried]
+        num_tenants = len(tenants | {tenant})
+        # Whoever holds no more than its part may wait beyond the bound; so may one request of anybody's.
+        is_small = not own or len(own) + len(entries) <= max_entries / num_tenants
+        is_short = not own or self._backlog_s([*own, *entries]) <= max_s / num_tenants + 1e-9
+        return (
+            len(waiting) + len(entries) <= max_entries + is_small * (max_entries // 2)
+            and self._backlog_s([*waiting, *entries]) <= max_s * (1 + is_short / 2) + 1e-9
+        )
+
+    def _backlog_s(self, work: Collection[Entry]) -> float:
         whole_s = sum(self.cost.predict_work_s(entry.shape) for entry in work)
         num_passes = max(
             min(ceil(whole_s / self.cost.room_s(self.limits.max_pass_s) - 1e-9), len(work)),
             ceil(sum(entry.num_tokens for entry in work) / self.limits.max_pass_tokens),
             ceil(len(work) / self.limits.max_pass_entries),
         )
-        whole_s += num_passes * self.cost.fixed_s
-        return whole_s <= self.limits.max_waiting_s[lane] * len(self.slots) + 1e-6
+        return whole_s + num_passes * self.cost.fixed_s
 
     def _count_passes_ahead(self, query: Entry) -> float:
         """Queries that are out or wait before this one, over how many of its size fit into a pass.
@@ -320,6 +336,19 @@ class Simulation:
             is_idle = slot not in self._absent and not device.out()
             if is_idle and self.limits.max_wait_s == 0:
                 assert not self.waiting, "a free slot beside waiting work"
+        if self.checks_all and self.limits.max_wait_s == 0:
+            self._check_staging()
+
+    def _check_staging(self) -> None:
+        """What would fill a pass is staged behind each pass that runs, whatever slots are absent."""
+        if any(entry.lane is Lane.QUERY for entry in self.waiting):
+            return
+        work_s = sum(self.cost.predict_work_s(entry.shape) for entry in self.waiting)
+        if work_s < self.cost.room_s(self.limits.max_document_pass_s):
+            return
+        for slot, device in enumerate(self.devices):
+            if slot not in self._absent:
+                assert len(device.out()) >= device.slot.depth, "a full pass waits, and nothing is staged"
 
     def _start(self, composed: Pass, slot: int) -> None:
         self._check_pass(composed, slot)
@@ -376,7 +405,8 @@ class Simulation:
         lost = self.devices[slot].out()
         self.devices[slot] = Device(self.devices[slot].slot)
         self._absent.add(slot)
-        self._at(self.now_s + RESTART_S, slot)
+        self.scheduler.set_ready(slot, self.now_s, is_ready=False)
+        self._at(self.now_s + self.restart_s, slot)
         self._random.shuffle(lost)
         for run in lost:
             self._try_again(run, is_runner_lost=True)
@@ -384,10 +414,12 @@ class Simulation:
     def _try_again(self, run: Run, *, is_runner_lost: bool) -> None:
         self.retried.update(run.composed.entries)
         alive = [entry for entry in run.composed.entries if entry not in self.ends]
-        given_up = self.scheduler.retry(run.composed, self.now_s, is_runner_lost=is_runner_lost)
+        given_up = self.scheduler.retry(
+            run.composed, self.now_s, is_runner_lost=is_runner_lost, has_begun=run.begin_s < inf
+        )
         if given_up:
             assert len(run.composed.entries) == 1, "given up without having stood alone"
-            assert run.done_s > 0 or run.begin_s < inf, "given up for a death before it had begun"
+            assert run.begin_s < inf, "given up for a death before it had begun"
         for entry in given_up:
             self._note(entry, "failed")
         self.waiting |= dict.fromkeys(entry for entry in alive if entry not in self.ends)
@@ -478,26 +510,30 @@ class Simulation:
 def query_wait_bound_s(
     simulation: Simulation, *, passes_ahead: float, longest_document_s: float = 0.0
 ) -> float:
-    """Longest time from a query's arrival to the beginning of its pass, on one slot.
+    """Longest time from a query's arrival to the beginning of its pass, on slots that are all alike.
 
     It waits for what has the device, or for a block of it, and for a pass for each passful of queries that
-    came before it; each of those breaks in anew. Turns of the other lanes are paid for by their shares,
-    and each may be one pass in advance.
+    came before it; each of those breaks in anew. With the budget for breaking in spent, the pass that runs
+    has first the device for as long as one with queries may. Turns of the other lanes are paid for by their
+    shares, and each may be one pass in advance. More slots make none of it longer.
 
     Args:
-        simulation: Whose limits, slot and noise count.
+        simulation: Whose limits, slots and noise count.
         passes_ahead: Queries before it, over how many fit into a pass.
         longest_document_s: What the longest document takes, if that is more than a pass may.
     """
-    limits, (slot,), noise = simulation.limits, simulation.slots, simulation.noise
+    limits, slot, noise = simulation.limits, simulation.slots[0], simulation.noise
     # Passes are as long as predicted when the device was thought to be faster, and take longer than that.
     # Both the line and the factor on it may have been learned from the fastest ones.
     error = (1 + noise) / (1 - noise) ** 2
     pass_s = limits.max_pass_s * error
     committed_s = max(limits.max_document_pass_s, longest_document_s) * error
     num_passes = ceil(passes_ahead - 1e-9)
-    if slot.can_interrupt:
-        wait_s = num_passes * pass_s + (num_passes + 1) * committed_s / simulation.num_blocks
+    if slot.can_interrupt and limits.interruption_share:
+        # All of the time is more than queries can waste; any less may be spent.
+        is_never_spent = limits.interruption_share > 0.9
+        held_s = committed_s / simulation.num_blocks + (0.0 if is_never_spent else limits.max_pass_s)
+        wait_s = num_passes * pass_s + (num_passes + 1) * held_s
     else:
         wait_s = committed_s + num_passes * pass_s
     shares = [share for share in limits.shares.values() if share]

@@ -321,6 +321,82 @@ class TestLostRunners:
 
         on_virtual_time(main)
 
+    def test_while_a_runner_restarts_the_others_take_passes_ahead_and_the_lane_holds_less(self):
+        async def main():
+            dying, other = LayeredFake(dies_at=[0], restart_s=60), LayeredFake()
+            batcher = batcher_of(dying, other)
+            max_tokens = batcher.lane_load(DOCUMENT).max_waiting_tokens
+            caller = asyncio.create_task(embed(batcher, *"abcdef", num_tokens=100))
+            await settle()
+            assert batcher.statistics().num_staged_passes == 2
+            await asyncio.sleep(0.120)
+            assert batcher.lane_load(DOCUMENT).max_waiting_tokens == max_tokens // 2
+            assert [batcher.statistics().num_running_passes, batcher.statistics().num_staged_passes] == [2, 1]
+            await caller
+            await asyncio.sleep(60)
+            assert batcher.lane_load(DOCUMENT).max_waiting_tokens == max_tokens
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_runner_that_dies_while_it_has_nothing_to_do_is_missed_as_soon_as_it_is_wanted(self):
+        async def main():
+            batcher = batcher_of(runner := FakeRunner(), limits=limits(max_waiting_entries=1))
+            await settle()
+            runner.die()
+            first = asyncio.create_task(embed(batcher, "first"))
+            await settle()
+            with pytest.raises(QueueFullError) as refused:
+                await embed(batcher, "second")
+            assert refused.value.retry_after_s == pytest.approx(10.0 + 0.110), "a restart that nobody knows"
+            assert (await first).queue_s == pytest.approx(1.0)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_what_a_restart_took_is_told_at_the_next_one(self):
+        async def main():
+            batcher = Batcher(
+                [runner := FakeRunner(restart_s=3)],
+                limits=limits(max_waiting_entries=1),
+                cost=known_cost(),
+                clock=now_s,
+                restart_s=20,
+            )
+            batcher.start()
+            for expected_s in (20, 3):
+                await settle()
+                runner.die()
+                first = asyncio.create_task(embed(batcher, "first"))
+                await settle()
+                with pytest.raises(QueueFullError) as refused:
+                    await embed(batcher, "second")
+                assert refused.value.retry_after_s == pytest.approx(expected_s + 0.110)
+                await first
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_runner_that_dies_before_it_comes_to_a_pass_costs_the_pass_nothing(self):
+        """It is handed over in a task of its own, and the runner may be gone when that begins."""
+
+        class Elusive(FakeRunner):
+            num_escapes = 0
+
+            async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
+                if self.num_escapes < 5:
+                    self.num_escapes += 1
+                    self.die()
+                    raise RunnerLostError("the runner is not ready", has_begun=False)
+                return await super().run(payloads, **how)
+
+        async def main():
+            batcher = batcher_of(Elusive())
+            assert (await embed(batcher, "a")).results == ("vector of a",)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
     def test_an_item_that_kills_runners_fails_alone_and_its_neighbours_do_not(self):
         async def main():
             batcher = batcher_of(FakeRunner(), FakeRunner())
@@ -364,9 +440,11 @@ class TestLostRunners:
 
         async def main():
             batcher = batcher_of(Ending(), other := FakeRunner())
+            max_tokens = batcher.lane_load(DOCUMENT).max_waiting_tokens
             assert (await embed(batcher, "a")).results == ("vector of a",)
             assert other.passes == [["a"]]
             assert batcher.statistics().num_running_passes == 0
+            assert batcher.lane_load(DOCUMENT).max_waiting_tokens == max_tokens // 2
             await batcher.stop(1)
 
         on_virtual_time(main)

@@ -172,7 +172,7 @@ def test_one_long_text_tells_what_squares_cost():
 
 def test_a_cost_model_prints_its_line_and_its_error():
     cost = fitted((10, 0.02), (100, 0.11))
-    assert repr(cost) == "<CostModel 10 ms + 1e+03 us a token, p99 residual +0% over 2 passes>"
+    assert repr(cost) == "<CostModel 10 ms + 1 ms a token, p99 residual +0% over 2 passes>"
 
 
 def test_an_image_costs_what_its_pass_took_beyond_its_tokens():

@@ -158,6 +158,33 @@ def test_a_page_that_is_opened_after_the_load_shows_it_at_once(open_page: OpenPa
     expect(page.locator("#device .fact", has_text="Workers ready")).to_contain_text("1 of 1")
 
 
+def test_a_lane_that_refuses_looks_like_it(open_page: OpenPage, serve: Serve):
+    """Its latency and throughput may look well: those few that it takes are answered as ever."""
+    clock = PastClock(ago_s=60)
+    view = LiveView(clock=clock)
+    for ago_s in range(60, 0, -1):
+        clock.ago_s = ago_s
+        view.remember()
+        for status in [200] if ago_s > 20 else [429] * 51 + [408, 200]:
+            view.observe_http("/v1/embeddings", "POST", status, 0.02, failure=None, lane=Lane.DOCUMENT)
+    clock.ago_s = 0
+    page = open_page(serve(FakeEngine(), view=view)).page
+    wait_until_ready(page)
+    document, query = page.locator(".lane.document"), page.locator(".lane.query")
+    device = page.locator("#device")
+    expect(document.locator(".refusing")).to_have_text(re.compile(r"^refuses \d+ of \d+ requests/s$"))
+    expect(document).to_have_class(re.compile(r"\bbad\b"))
+    expect(query.locator(".refusing")).to_be_hidden()
+    expect(query).not_to_have_class(re.compile(r"\bbad\b"))
+    expect(device.locator(".fact", has_text="4xx/s")).not_to_have_text(re.compile(r"4xx/s\s*0$"))
+    expect(device.locator(".fact", has_text="5xx/s")).to_have_text(re.compile(r"5xx/s\s*0$"))
+    page.locator("#lookback").fill("-40")
+    expect(document.locator(".refusing")).to_be_hidden()
+    page.locator("#lookback").fill("-8")
+    expect(document.locator(".refusing")).to_have_text("refuses 52 of 53 requests/s")
+    expect(device.locator(".fact", has_text="4xx/s")).to_contain_text("52")
+
+
 def test_history_fills_what_a_page_missed_and_nothing_else(open_page: OpenPage, serve: Serve):
     """A tab that slept for three seconds asks for three; what it saw itself stays as it saw it."""
     watched = open_page(serve(FakeEngine()))

@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 
 from deploy.monitoring.catalogue import defined_series
-from deploy.monitoring.generate import dashboards, panels, variable_parts
+from deploy.monitoring.generate import dashboards, marks, panels, rule_files, rules, variable_parts
 from deploy.monitoring.panels import GRID_WIDTH, TAG
 from deploy.monitoring.promql import plain, selectors, walk
 
@@ -25,7 +25,8 @@ every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
 def expressions(page: dict[str, Any]) -> Iterator[str]:
-    return (target["expr"] for panel in panels(page) for target in panel["targets"])
+    yield from (target["expr"] for panel in panels(page) for target in panel["targets"])
+    yield from (mark["expr"] for mark in marks(page))
 
 
 def variables(page: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -89,6 +90,31 @@ def test_dashboards_lead_to_each_other(page: dict[str, Any]) -> None:
         True,
         True,
     )
+
+
+def test_what_fires_is_the_first_thing_that_is_seen() -> None:
+    first = PAGES["laneway-overview.json"]["panels"][0]
+    assert (first["title"], first["gridPos"]["y"], first["gridPos"]["w"]) == ("Firing alerts", 0, GRID_WIDTH)
+    assert first["fieldConfig"]["defaults"]["noValue"] == "Nothing fires"
+    shown = set(first["transformations"][1]["options"]["renameByName"])
+    texts = [str(alert["annotations"]) for alert in rules(rule_files()["alerts.yml"])]
+    named = {label for text in texts for label in re.findall(r"\$labels\.(\w+)", text)}
+    assert {"alertname", "severity"} | named <= shown
+
+
+@every_page
+def test_the_start_of_a_gateway_is_marked_when_it_was(page: dict[str, Any]) -> None:
+    """After an outage of an hour, the change of a gauge would be in no window."""
+    (mark,) = marks(page)
+    assert (mark["name"], mark["enable"], mark["useValueForTime"]) == ("Start", True, True)
+    assert plain(mark["expr"]) == 'process_start_time_seconds{job=~".+", instance=~".+"} * 1000'
+
+
+@every_page
+def test_no_two_panels_have_one_title(page: dict[str, Any]) -> None:
+    """Runbooks and people name panels by their titles."""
+    titles = [panel["title"] for panel in panels(page)]
+    assert sorted(titles) == sorted(set(titles))
 
 
 @every_page
@@ -222,7 +248,9 @@ def test_every_selector_is_within_job_and_instance(page: dict[str, Any]) -> None
     for expression in expressions(page):
         for selector in selectors(expression):
             scope = {(matcher.name, matcher.value) for matcher in selector.matchers.matchers}
-            assert {("job", ".+"), ("instance", ".+")} <= scope, selector.prettify()
+            # An alert on a whole job has no instance.
+            instance = ".+|" if selector.name == "ALERTS" else ".+"
+            assert {("job", ".+"), ("instance", instance)} <= scope, selector.prettify()
 
 
 @every_page

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.monitoring.generate import RULES, rule_files, rules
+from deploy.monitoring.generate import RULES, dashboards, panels, rule_files, rules
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -64,6 +64,20 @@ def test_every_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do(alert: dict
 def test_every_runbook_is_of_an_alert() -> None:
     headings = re.findall(r"^## (Laneway\w+)$", (ROOT / "docs" / "alerts.md").read_text(), flags=re.M)
     assert headings == [alert["alert"] for alert in ALERTS]
+
+
+def test_a_runbook_names_panels_that_there_are_and_says_where() -> None:
+    """Those of the Overview by their titles alone; a panel of the other page with that page's name."""
+    titles = {page["title"]: {panel["title"] for panel in panels(page)} for page in dashboards().values()}
+    rows = {panel["title"] for panel in dashboards()["laneway-overview.json"]["panels"]}
+    text = (ROOT / "docs" / "alerts.md").read_text().split("\n## ", maxsplit=1)[1]
+    found = 0
+    for paragraph in re.split(r"\n\n|\n *- ", text):
+        named = {" ".join(name.split()) for name in re.findall(r"\*([A-Z][^*]+)\*", paragraph)}
+        pages = {"Laneway / Overview"} | (named & set(titles))
+        assert named - set(titles) <= rows.union(*(titles[page] for page in pages)), paragraph
+        found += len(named)
+    assert found > 20
 
 
 def test_recorded_names_say_what_is_left_and_what_was_done() -> None:

@@ -387,6 +387,46 @@ async def test_a_process_that_dies_at_every_start_is_restarted_ever_more_slowly(
     assert len(delays_s) == 4
 
 
+async def test_every_line_of_a_worker_with_a_number_has_it(process_worker, tmp_path, caplog):
+    """Metrics and alerts say which worker; its processes come and go, each with another id."""
+
+    async def mend(_: float) -> None:
+        (tmp_path / BROKEN).unlink()
+
+    worker = process_worker(number=1, sleep=mend)
+    await worker.start(ignore_stage)
+    first_pid = worker.statistics().pid
+    (tmp_path / BROKEN).write_text("no such folder")
+    with caplog.at_level(logging.DEBUG, "laneway.worker"):
+        with pytest.raises(WorkerDiedError) as died:
+            await worker.run([features_of(SEGFAULT)])
+        await assert_answers(worker)
+    lines = {record.getMessage(): record.__dict__["fields"] for record in caplog.records}
+    pid = worker.statistics().pid
+    assert pid != first_pid
+    assert lines[f"{died.value}; starting another as worker 1 now"] == {
+        "worker": 1,
+        "worker_pid": first_pid,
+        "pass": 1,
+    }
+    assert lines["no such folder; starting another as worker 1 in 0.1 s"] == {"worker": 1}
+    assert lines[f"worker 1 is ready again (pid {pid})"] == {"worker": 1, "worker_pid": pid}
+    assert [told for message, told in lines.items() if message.startswith("worker 1 restarts: ")]
+    assert all(told["worker"] == 1 for told in lines.values())
+
+
+async def test_a_worker_without_a_number_is_the_worker(process_worker, caplog):
+    worker = process_worker()
+    await worker.start(ignore_stage)
+    with caplog.at_level(logging.WARNING, "laneway.worker"), pytest.raises(WorkerDiedError):
+        await worker.run([features_of(SEGFAULT)])
+    await assert_answers(worker)
+    ready = caplog.records[-1]
+    pid = worker.statistics().pid
+    assert ready.getMessage() == f"the worker is ready again (pid {pid})"
+    assert ready.__dict__["fields"] == {"worker_pid": pid}
+
+
 async def test_a_checkpoint_that_goes_missing_later_is_tried_again_and_again(process_worker, tmp_path):
     """A share that is gone for a minute must not end the server."""
 
