@@ -30,7 +30,7 @@ count that must agree with its answers. A peer counts nothing for us: beside one
 for as its own are, and the ratio is of answered tokens until the last document. A 99th percentile is that of all
 rounds together, and is told of 1,000 queries or more; its interval comes from drawing rounds again. Whatever is no
 200 counts as endless. A block whose queries went out later than a tenth of the 99th percentile of their answers, or
-not at all, is run again, and its round is left out if that does not help.
+not at all, is run again, and its round is left out, and made up for, if that does not help.
 
 ``--vary`` compares settings instead of policies: one MIX arm for each value, beside RAW and Q. For the models of a
 card max-pass-ms takes along what follows from it there: filling to all of it, documents to twice. A peer is started by
@@ -105,6 +105,8 @@ OVERLOAD_FACTOR = 2.0
 OVERLOAD_CONCURRENCY = 16
 """Queries under way while their capacity is measured."""
 OUTSTANDING_INPUTS = 512
+MAX_EXTRA_ROUNDS = 2
+"""For those that are left out: on a machine that is too busy for most of them more would be no better."""
 
 PASS_TIME_OVER_PREDICTION = "laneway_pass_prediction_ratio"
 LOOP_LAG = "laneway_event_loop_lag_seconds"
@@ -191,12 +193,15 @@ class Bench:
     # Rounds
 
     async def run_rounds(self) -> Run:
-        """All arms in each round, there and back (ABBA), after a round of warming up."""
+        """All arms in each round, there and back (ABBA), after a round of warming up.
+
+        A round that is left out is made up for, so that there are as many queries as were asked for.
+        """
         run = Run()
         for policy in self._policies.values():
             await self._warm_up(policy)
-        num_rounds = self._options.rounds
-        for number in range(num_rounds):
+        number = 0
+        while number < self._options.rounds + min(run.num_invalid_rounds, MAX_EXTRA_ROUNDS):
             is_backwards = number % 2 == 1
             first_per_s = await self._raw_per_s()
             blocks: dict[str, Block] = {}
@@ -204,7 +209,8 @@ class Bench:
                 blocks[arm.name] = await self._valid_block(arm, seed=self._options.seed + number)
             last_per_s = await self._raw_per_s()
             run.add(*((last_per_s, first_per_s) if is_backwards else (first_per_s, last_per_s)), blocks)
-            print(f"  round {number + 1} of {num_rounds} done", file=sys.stderr, flush=True)
+            number += 1
+            print(f"  {number} rounds done", file=sys.stderr, flush=True)
         return run
 
     async def _raw_per_s(self) -> float:
