@@ -23,7 +23,7 @@ class PassDefaults:
 # makes them wait. And passes are left between two layers, so long ones of documents cost queries little.
 CPU_PASSES = PassDefaults(
     max_pass_ms=50,
-    max_document_pass_ms=200,
+    max_document_pass_ms=400,
     fill_ms=0,
     max_pass_tokens=4_096,
     quiet_after_s=0.0,

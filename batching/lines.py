@@ -21,6 +21,8 @@ class SlotLines:
     """The pass of the main line that has begun; an urgent one may have broken into it."""
     since_s: float = 0.0
     """When what runs now began, or had the device back."""
+    documents_since_s: float = 0.0
+    """Since when no query has had the device."""
     had_s: float = 0.0
     """How long the pass that has begun had the device before it was last broken into."""
     absent_since_s: float | None = None
@@ -86,11 +88,14 @@ class SlotLines:
         """Take note that a pass was handed out."""
         (self.urgent if out.is_urgent else self.main).append(out)
         if self.num_out == 1:
+            self.documents_since_s = now_s
             self._begin(now_s)
 
     def remove(self, out: Pass, now_s: float) -> None:
         """Take note that a pass came back."""
         (self.urgent if out.is_urgent else self.main).remove(out)
+        if out.has_queries:
+            self.documents_since_s = now_s
         if out is self.begun:
             self.begun = None
         elif out.is_urgent and self.begun is not None:

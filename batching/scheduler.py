@@ -52,6 +52,7 @@ from batching.lines import SlotLines
 from batching.room import TINY_S, Room, best_fit, in_order
 from batching.statistics import LaneLoad, LaneStatistics, SchedulerStatistics
 from batching.types import Entry, Lane, Pass, Slot
+from batching.waste import WasteBudget
 
 _MAX_OVERTAKINGS = 16
 """Passes that may take others past the first in line. Then nobody passes it until it has run."""
@@ -59,8 +60,8 @@ _SLACK = 64
 """Deadlines of finished entries that are kept beyond as many as there are living ones."""
 _COMMIT_AHEAD_S = 0.002
 """An urgent pass is handed out so long before its turn: what a pass takes to reach a runner, with room."""
-_BURST_S = 1.0
-"""The interruptions of so much time may come all at once."""
+_FILL_WHEN_SPENT = 0.5
+"""Passes of queries are filled up to their bound when so much of what they may waste is spent."""
 _RESTART_S = 10.0
 """What a restart takes where nobody knows: a small model on a CPU. It is measured when there was one."""
 
@@ -122,9 +123,7 @@ class Scheduler:
         self._expired: list[Entry] = []
         self._lingers = limits.max_wait_s > 0
         self._last_query_s = -inf
-        # What queries may still waste, and when that was true.
-        self._budget_s = self._max_budget_s
-        self._budget_at_s = -inf
+        self._waste = WasteBudget(share=limits.interruption_share, num_slots=len(self._slots))
         self._admission = Admission(
             limits,
             cost=cost,
@@ -450,16 +449,18 @@ class Scheduler:
         return self._hand_out(slot, entries, now_s, is_urgent=True, breaks_in=breaks_in)
 
     def _commit_s(self, lines: SlotLines, now_s: float) -> float:
-        """When an urgent pass has to be handed out; queries join it until then.
+        """When an urgent pass has to be handed out that does not break in; queries join it until then.
 
         In time to begin before what is staged, even if the pass that runs ends as early as one in a hundred.
-        A full one has nothing to wait for.
+        Those that are patient let what is staged begin, for they can still break into it.
         """
-        if self._lanes[Lane.QUERY].group or self._is_pass_full([Lane.QUERY], now_s):
+        may_break_in = self._limits.interruption_share > 0 and lines.is_interruptible()
+        if not may_break_in and self._nobody_can_join(now_s):
             return now_s
         running = lines.running
         assert running is not None, "only a busy slot has something to overtake"
-        return lines.end_s - self._ahead_s(running)
+        last_s = lines.end_s - self._ahead_s(running)
+        return max(last_s, self._patient_until_s(now_s)) if may_break_in else last_s
 
     def _ahead_s(self, running: Pass) -> float:
         early_s = max(0.0, -self._cost.residual(0.01)) * running.predicted_s
@@ -516,10 +517,8 @@ class Scheduler:
         if entries[0].lane is Lane.QUERY and others_wait:
             wasted_s = self._waste_s(composed, now_s)
             self._wasted_s += wasted_s
-            self._refill_budget(now_s)
             # Only breaking in goes into debt, by one pass: the others run in any case.
-            least_s = -inf if breaks_in else min(self._budget_s, 0.0)
-            self._budget_s = max(least_s, self._budget_s - wasted_s)
+            self._waste.spend(wasted_s, now_s, may_owe=breaks_in)
         self._passes[composed] = self._parts(composed)
         self._running.update(entries)
         lines.add(composed, now_s)
@@ -555,25 +554,35 @@ class Scheduler:
     def _break_in_s(self, lines: SlotLines, now_s: float) -> float:
         """From when on queries may break into the pass that runs.
 
-        At once, while little was wasted lately and nobody is owed a pass. But never later than when it has
-        had the device for as long as a pass with queries may: a long one must not make them wait for all
-        of it. That leaves documents half of the device, which is more than their share.
+        When their patience is over, while not all was wasted lately and nobody is owed a pass. Otherwise not
+        before documents have had the device for as long as a pass with queries may: that leaves them half of
+        it, which is more than their share. It is never later than that: a long pass must not make queries
+        wait for all of it.
         """
         if self._limits.interruption_share == 0:
             return inf
-        self._refill_budget(now_s)
-        if self._budget_s > TINY_S and self._owed_lane() is None:
-            return now_s
-        return lines.since_s + self._limits.max_pass_s
+        patient_s = self._patient_until_s(now_s)
+        if self._waste.left_s(now_s) > TINY_S and self._owed_lane() is None:
+            return max(now_s, patient_s)
+        return max(lines.documents_since_s + self._limits.max_pass_s, patient_s)
 
-    @property
-    def _max_budget_s(self) -> float:
-        return self._limits.interruption_share * len(self._slots) * _BURST_S
+    def _patient_until_s(self, now_s: float) -> float:
+        """Until when queries wait for others to share their pass, where they could break in now.
 
-    def _refill_budget(self, now_s: float) -> None:
-        earned_s = self._limits.interruption_share * len(self._slots) * (now_s - self._budget_at_s)
-        self._budget_s = min(self._max_budget_s, self._budget_s + earned_s)
-        self._budget_at_s = now_s
+        The more was wasted lately the longer, up to what a pass may take; but nobody misses a deadline for
+        company that may not come.
+        """
+        queue = self._lanes[Lane.QUERY]
+        oldest_s = queue.oldest_arrival_s()
+        if oldest_s is None or self._nobody_can_join(now_s):
+            return -inf
+        deadline_s = min((entry.deadline_s for entry in queue if entry.deadline_s is not None), default=inf)
+        patience_s = self._waste.spent_part(now_s) * self._limits.max_pass_s
+        return min(oldest_s + patience_s, deadline_s - self._limits.max_pass_s)
+
+    def _nobody_can_join(self, now_s: float) -> bool:
+        """Whether the next pass of queries is as full as it may be, or runs apart."""
+        return bool(self._lanes[Lane.QUERY].group) or self._is_pass_full([Lane.QUERY], now_s)
 
     def _waste_s(self, composed: Pass, now_s: float) -> float:
         """What a pass costs that would not be there without its queries, apart from their own work.
@@ -618,9 +627,8 @@ class Scheduler:
         """How much work a pass with queries may hold in all before documents are left out of it."""
         if self._limits.fill_s == 0:
             return 0.0
-        self._refill_budget(now_s)
         # The fuller passes are, the less is wasted; and the longer queries take.
-        is_short = self._budget_s < self._max_budget_s / 2
+        is_short = self._waste.spent_part(now_s) > _FILL_WHEN_SPENT
         fill_s = self._limits.max_pass_s if is_short else self._limits.fill_s
         return max(fill_s, self._cost.floor_s) - self._cost.fixed_s
 

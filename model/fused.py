@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
+from model.interruption import pause
 from model.onednn import DTYPES, FAILURES, PackedWeight, is_close
 
 # B sequences, L tokens (B = 1 and L = T in a packed row), D hidden size, H heads, d head size
@@ -77,8 +78,10 @@ class FusedLayer(nn.Module):
             self, query, key, value, attention_mask, dropout=0.0, scaling=self._scaling, **options
         )
         attended_BLD = attended_BLHd.flatten(2)
+        pause()
         between_BLD = _normed(self._attention_norm, self.attention_out.product_plus(attended_BLD, states_BLD))
         wide_BLF = self.feed_in.product_gelu(between_BLD)
+        pause()
         return _normed(self._norm, self.feed_out.product_plus(wide_BLF, between_BLD))
 
 

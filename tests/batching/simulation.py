@@ -73,8 +73,6 @@ class Run:
     raised: bool = False
     interrupted: "Interrupted | None" = None
     """What it broke into."""
-    mark_s: float = 0.0
-    """Device seconds that it had had when it was last broken into."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +80,7 @@ class Interrupted:
     """A pass of documents at the moment when queries broke in."""
 
     had_s: float
-    """Device seconds since it began, or since the last time."""
+    """Device seconds that documents have had, this pass and those before it, since the last pass with queries."""
     left_s: float
     """Device seconds that it still needs."""
 
@@ -96,6 +94,8 @@ class Device:
         self.stack: list[Run] = []
         self.staged: deque[Run] = deque()
         self.urgent: deque[Run] = deque()
+        self.documents_s = 0.0
+        """How long no query has had it."""
 
     def out(self) -> list[Run]:
         return [*self.stack, *self.urgent, *self.staged]
@@ -110,9 +110,8 @@ class Device:
             if not below.composed.is_urgent and self.urgent and self.urgent[0].composed.may_interrupt:
                 self.stack.append(self.urgent.popleft())
                 self.stack[-1].interrupted = Interrupted(
-                    had_s=below.done_s - below.mark_s, left_s=below.whole_s - below.done_s
+                    had_s=self.documents_s, left_s=below.whole_s - below.done_s
                 )
-                below.mark_s = below.done_s
         elif self.urgent:
             self.stack.append(self.urgent.popleft())
         elif self.staged:
@@ -380,6 +379,8 @@ class Simulation:
 
     def _end_block(self, slot: int, run: Run, block_s: float) -> None:
         run.done_s += block_s
+        device = self.devices[slot]
+        device.documents_s = 0.0 if run.composed.has_queries else device.documents_s + block_s
         for entry in run.composed.entries:
             part = self._truth.predict_work_s(entry.shape) / run.work_s
             self.received_s[entry.lane] += block_s * part
@@ -387,7 +388,6 @@ class Simulation:
             self._go_on(slot)
             return
         run.end_s = self.now_s
-        device = self.devices[slot]
         if run.died:
             self._lose(slot)
             return

@@ -373,18 +373,34 @@ class TestTwoLines:
             sizes.append(len(run_next(scheduler, now_s)))
         assert sizes == [3, 3, 10, 3]
 
-    def test_nobody_breaks_in_when_all_that_may_be_wasted_is_wasted(self):
-        bounds = limits(fill_tokens=0, interruption_share=0.02)
+    def test_nobody_breaks_in_at_once_when_all_that_may_be_wasted_is_wasted(self):
+        """Then documents have the device for as long as a pass with queries may before the next one."""
+        bounds = limits(fill_tokens=0, interruption_share=0.005)
         scheduler = scheduler_with(*full_documents("abcdefgh"), slots=[YIELDING], limits=bounds)
         take(scheduler), take(scheduler)
-        may_interrupt: list[bool] = []
-        for _ in range(3):
-            scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.0)
-            urgent = take(scheduler)
-            may_interrupt.append(urgent.may_interrupt)
-            scheduler.finish(urgent, 0.0, device_s=urgent.predicted_s)
-        assert may_interrupt == [True, True, False]
-        assert scheduler.statistics(0.0).wasted_s == pytest.approx(0.030)
+        scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.0)
+        urgent = take(scheduler)
+        assert urgent.breaks_in
+        scheduler.finish(urgent, 0.11, device_s=urgent.predicted_s)
+        scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.11)
+        assert scheduler.next_pass(0.2) is None
+        assert take(scheduler, 0.22).breaks_in
+        assert scheduler.statistics(0.22).wasted_s == pytest.approx(0.020)
+
+    def test_documents_that_follow_each_other_do_not_begin_their_time_anew(self):
+        """A query would otherwise wait for it once more whenever a pass of documents ends."""
+        bounds = limits(fill_tokens=0, interruption_share=0.005)
+        scheduler = scheduler_with(*full_documents("abcdefgh"), slots=[YIELDING], limits=bounds)
+        first, _ = take(scheduler), take(scheduler)
+        scheduler.admit([entry(lane=QUERY, num_tokens=50)], 0.0)
+        urgent = take(scheduler)
+        scheduler.finish(urgent, 0.05, device_s=urgent.predicted_s)
+        scheduler.finish(first, 0.11, device_s=first.predicted_s)
+        take(scheduler, 0.11)
+        scheduler.admit([entry(lane=QUERY, num_tokens=50)], 0.12)
+        scheduler.admit([entry(lane=QUERY, num_tokens=50)], 0.12)
+        assert scheduler.next_pass(0.159) is None
+        assert take(scheduler, 0.16).breaks_in
 
     def test_passes_that_had_to_run_anyway_leave_no_debt(self):
         """A flood of queries would keep them from breaking in long after it."""
@@ -409,6 +425,64 @@ class TestTwoLines:
         scheduler.finish(urgent, back_s, device_s=urgent.predicted_s)
         left_s = scheduler._slots[0].rest_s(back_s)
         assert left_s == pytest.approx(long.predicted_s - 0.05)
+
+
+class TestPatience:
+    """Where queries may break into documents, and have wasted much of late."""
+
+    def test_a_query_waits_for_nobody_while_nothing_was_wasted(self):
+        assert take(self.scheduler(), 0.05).breaks_in
+
+    def test_it_waits_for_company_the_longer_the_more_was_wasted(self):
+        """Half of what may be wasted is gone, so it waits for half of what a pass may take, and no longer."""
+        scheduler = self.scheduler(num_before=1)
+        assert scheduler.next_pass(0.05) is None
+        begin_s = scheduler.next_event_s(0.05)
+        assert begin_s == pytest.approx(0.05 + 0.110 / 2, abs=0.006)
+        scheduler.admit([entry("company", lane=QUERY, arrival_s=0.06)], 0.06)
+        assert names(take(scheduler, begin_s).entries) == ["query", "company"]
+
+    def test_it_waits_for_nobody_when_its_pass_is_full(self):
+        scheduler = self.scheduler(num_before=1)
+        scheduler.admit([entry("company", lane=QUERY, num_tokens=90, arrival_s=0.05)], 0.05)
+        assert names(take(scheduler, 0.05).entries) == ["query", "company"]
+
+    def test_it_lets_what_is_staged_begin_and_breaks_into_that(self):
+        scheduler = self.scheduler(num_before=1, at_s=0.1)
+        assert scheduler.next_pass(0.109) is None
+        scheduler.finish(self.first, 0.11, device_s=self.first.predicted_s)
+        assert scheduler.next_pass(0.11) is None
+        assert take(scheduler, 0.155).breaks_in
+
+    def test_it_does_not_miss_its_deadline_for_company(self):
+        scheduler = self.scheduler(num_before=1, deadline_s=0.07 + 0.110)
+        assert scheduler.next_event_s(0.05) == pytest.approx(0.07)
+
+    def test_it_waits_for_nobody_where_a_device_is_idle(self):
+        scheduler = scheduler_with(
+            *full_documents("ab"),
+            slots=[YIELDING, YIELDING],
+            limits=limits(fill_tokens=0, interruption_share=0.01),
+        )
+        take(scheduler)
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        assert take(scheduler, 0.0).breaks_in
+        scheduler.admit([entry("query", lane=QUERY)], 0.0)
+        assert scheduler.next_pass(0.0, 1) is not None
+
+    def scheduler(
+        self, *, num_before: int = 0, at_s: float = 0.05, deadline_s: float | None = None
+    ) -> Scheduler:
+        """Documents run, and others are staged; a query comes after so many that have wasted 10 ms each."""
+        bounds = limits(fill_tokens=0, interruption_share=0.02)
+        scheduler = scheduler_with(*full_documents("abcd"), slots=[YIELDING], limits=bounds)
+        self.first, _ = take(scheduler), take(scheduler)
+        for _ in range(num_before):
+            scheduler.admit([entry(lane=QUERY)], 0.0)
+            urgent = take(scheduler)
+            scheduler.finish(urgent, 0.0, device_s=urgent.predicted_s)
+        scheduler.admit([entry("query", lane=QUERY, arrival_s=at_s, deadline_s=deadline_s)], at_s)
+        return scheduler
 
 
 class TestTenants:

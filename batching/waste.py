@@ -1,0 +1,52 @@
+"""How much of the devices' time passes of queries may waste, and how patient queries are for it.
+
+A pass for a few queries costs what every pass costs, and that could have been shared with the documents
+that it holds up. The budget is a bucket: a share of all device time flows in, and what passes of queries
+waste is taken out.
+
+Law: patience grows with what was spent, so both settle where as much is taken out as flows in. A full bucket
+means that a query waits for nobody, an empty one that it waits for as long as it may.
+"""
+
+from math import inf
+
+_BURST_S = 1.0
+"""The waste of so much time may come all at once."""
+
+
+class WasteBudget:
+    """Owns what may still be wasted."""
+
+    def __init__(self, *, share: float, num_slots: int) -> None:
+        """Begin with a full bucket.
+
+        Args:
+            share: Part of the time of all devices that may be wasted; 0 for none.
+            num_slots: How many devices there are.
+        """
+        self._rate = share * num_slots
+        self._most_s = self._rate * _BURST_S
+        self._left_s = self._most_s
+        self._at_s = -inf
+
+    def left_s(self, now_s: float) -> float:
+        """What may be wasted now; negative after a pass that wasted more than there was."""
+        self._refill(now_s)
+        return self._left_s
+
+    def spent_part(self, now_s: float) -> float:
+        """How much of the bucket is empty: 0 if nothing was wasted lately, 1 if all of it is spent."""
+        self._refill(now_s)
+        return 1.0 if self._most_s == 0 else min(1.0, 1 - self._left_s / self._most_s)
+
+    def spend(self, wasted_s: float, now_s: float, *, may_owe: bool) -> None:
+        """Take out what a pass wastes: down to nothing, or into debt."""
+        self._refill(now_s)
+        least_s = -inf if may_owe else min(self._left_s, 0.0)
+        self._left_s = max(least_s, self._left_s - wasted_s)
+
+    def _refill(self, now_s: float) -> None:
+        if now_s > self._at_s:
+            if self._rate:
+                self._left_s = min(self._most_s, self._left_s + self._rate * (now_s - self._at_s))
+            self._at_s = now_s
