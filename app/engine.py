@@ -578,7 +578,8 @@ class Engine:
             BatchingError: The lane is full, the deadline passed, or an input failed in its pass.
         """
         served = self._require_served()
-        served.batcher.check_room(lane, tenant=tenant, num_items=len(inputs))
+        ticket = ticket_of(inputs, tenant=tenant)
+        served.batcher.check_room(lane, tenant=tenant, num_items=len(inputs), ticket=ticket)
         started_s = self._clock()
         features = await served.preparation.prepare(inputs, lane=lane, tenant=tenant, timeout_s=timeout_s)
         prepare_s = self._clock() - started_s
@@ -590,6 +591,7 @@ class Engine:
             lane=lane,
             tenant=tenant,
             timeout_s=None if timeout_s is None else timeout_s - prepare_s,
+            ticket=ticket,
         )
         return Embeddings(
             rows=np.stack([_as_row(result) for result in outcome.results]),
@@ -603,6 +605,15 @@ class Engine:
             worker_wait_s=outcome.runner_wait_s,
             prepare_s=prepare_s,
         )
+
+
+def ticket_of(inputs: Sequence[EmbeddingInput], *, tenant: str) -> int:
+    """What a request is known by when it was refused and comes again: whose it is, and what it asks.
+
+    No client has to say so. Images count by their number: one that is taken for another finds its room, too.
+    """
+    asked = ((one.text, one.token_ids, one.instruction, len(one.images)) for one in inputs)
+    return hash((tenant, *asked))
 
 
 def modality_of(one: EmbeddingInput) -> str:

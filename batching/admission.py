@@ -11,12 +11,14 @@ as are its part of the bound, until the lane holds half as much again. So whoeve
 is refused, and the others find room that turns are about to make for them anyway: tenants are served in
 turns, so what is let in beyond the bound waits for its own line and not for the whole lane.
 
-**What is told can be counted on**, if those who come in the meantime are like those of late. The wait of who
-is refused is the time until there is room, and an end is expected by the turns of lanes and tenants. While no
-slot is ready both begin with the rest of the restart.
+**What is told can be counted on.** The wait of who is refused is the time until there is room, behind all
+those who were refused before; and that room is kept (promises.py) for who can be known again when he comes
+back. An end is expected by the turns of lanes and tenants. While no slot is ready both begin with the rest of
+the restart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from math import exp, inf
 
@@ -25,6 +27,7 @@ from batching.errors import DeadlineUnmeetableError, QueueFullError, SubmissionT
 from batching.lanes import LaneQueue
 from batching.limits import Limits
 from batching.lines import SlotLines
+from batching.promises import MAX_WAIT_S, Promise, PromiseBook
 from batching.room import TINY_S, Room
 from batching.types import Entry, Lane
 
@@ -42,6 +45,18 @@ _SATURATED = 0.1
 _NUM_WEIGHED = 256
 """Entries that are looked at one by one to say when there is room again; those behind them are averaged."""
 _NOTHING = Shape(num_tokens=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Excess:
+    """How much more than allowed there is of entries, and of work."""
+
+    num_entries: int
+    work_s: float
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.num_entries <= 0 and self.work_s <= TINY_S
 
 
 class Admission:
@@ -78,9 +93,15 @@ class Admission:
         self._restart_s = restart_s
         # Of the last seconds of device time, the part that each lane got.
         self._recent = dict.fromkeys(Lane, 0.0)
+        self._promises = {lane: PromiseBook() for lane in Lane}
 
-    def check(self, entries: Sequence[Entry], now_s: float) -> None:
+    def check(self, entries: Sequence[Entry], now_s: float, *, ticket: Hashable = None) -> None:
         """Return if these entries of one lane and one tenant may wait.
+
+        Args:
+            entries: All of them come together.
+            now_s: The present moment.
+            ticket: What they are known by if they were refused and come back. ``None``: by nothing.
 
         Raises:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
@@ -88,9 +109,11 @@ class Admission:
                 which there is room for them.
             DeadlineUnmeetableError: Their deadline is earlier than they can be done.
         """
+        lane = entries[0].lane
         new = Shape.of(entry.shape for entry in entries)
-        self.check_room(entries[0].lane, entries[0].tenant, len(entries), new, now_s)
+        self.check_room(lane, entries[0].tenant, len(entries), new, now_s, ticket=ticket)
         self._refuse_unmeetable(entries, now_s)
+        self._promises[lane].redeem(ticket)
 
     def observe_pass(self, parts: Mapping[Lane, float], device_s: float) -> None:
         """Remember which part each lane had of a pass that took so long."""
@@ -157,8 +180,12 @@ class Admission:
 
     # Is there room.
 
-    def check_room(self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float) -> None:
+    def check_room(
+        self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float, *, ticket: Hashable = None
+    ) -> None:
         """Return if there is room in a lane for so many entries of a tenant, of this shape together.
+
+        Who is refused finds it when he comes back at his time with the same ticket.
 
         Raises:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
@@ -169,34 +196,30 @@ class Admission:
             raise SubmissionTooLargeError(lane, what="entries", limit=max_entries, num_new=num_new)
         if not queue:
             return
-        max_s = self._limits.max_waiting_s[lane] * self.num_ready
-        num_over = len(queue) + num_new - max_entries
-        over_s = self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s
-        if num_over <= 0 and over_s <= TINY_S:
+        promised = self._promises[lane].find(ticket, now_s)
+        excess = self._excess(lane, num_new, new)
+        if promised is not None and promised.is_due(now_s):
+            # It was foreseen, so what was foreseen wrongly must not be put down to it.
+            is_let_in = self._without_overdraft(lane, excess).is_nothing
+        else:
+            is_let_in = self._beside_promises(lane, excess, now_s).is_nothing or (
+                self._holds_little(lane, tenant, num_new, new)
+                and self._without_overdraft(lane, excess).is_nothing
+            )
+        if is_let_in:
             return
-        num_own, own = queue.waiting_of(tenant)
-        own_s = self._backlog_s(Shape.of((own, new)), num_own + num_new)
-        num_tenants = queue.num_tenants + (num_own == 0)
-        part = 1 / num_tenants
-        if num_own == 0 or num_own + num_new <= part * max_entries:
-            num_over -= int(_OVERDRAFT * max_entries)
-        if num_own == 0 or own_s <= part * max_s + TINY_S:
-            over_s -= _OVERDRAFT * max_s
-        if num_over <= 0 and over_s <= TINY_S:
-            return
-        # What is served to the other tenants meanwhile they may send again; but not more than all goes.
-        leaving_s = self._time_to_leave_s(lane, num_over, over_s)
-        all_s = self._backlog_s(queue.shape, len(queue))
-        leaving_s = max(leaving_s, min(num_tenants * leaving_s, all_s))
-        retry_after_s = self._time_to_room_s(lane, leaving_s, now_s)
-        if num_over > 0:
+        if promised is not None and not promised.is_due(now_s):
+            wait_s = promised.due_s - now_s
+        else:
+            wait_s = self._promise(lane, tenant, num_new, new, excess, now_s, ticket=ticket)
+        if excess.num_entries > 0:
             raise QueueFullError(
                 lane,
                 what="entries",
                 num_waiting=len(queue),
                 limit=max_entries,
                 num_new=num_new,
-                retry_after_s=retry_after_s,
+                retry_after_s=wait_s,
             )
         raise QueueFullError(
             lane,
@@ -204,8 +227,87 @@ class Admission:
             num_waiting=round(self.waiting_s(lane), 3),
             limit=self._limits.max_waiting_s[lane],
             num_new=round(self._backlog_s(new, num_new) / self.num_ready, 3),
-            retry_after_s=retry_after_s,
+            retry_after_s=wait_s,
         )
+
+    def _excess(self, lane: Lane, num_new: int, new: Shape) -> _Excess:
+        """What would be too much in a lane with these in it, too; negative where there is room."""
+        queue = self._lanes[lane]
+        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+        return _Excess(
+            num_entries=len(queue) + num_new - self._limits.max_waiting_entries[lane],
+            work_s=self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s,
+        )
+
+    def _without_overdraft(self, lane: Lane, excess: _Excess) -> _Excess:
+        """What of it is too much even for who may go beyond the bound."""
+        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+        return _Excess(
+            num_entries=excess.num_entries - int(_OVERDRAFT * self._limits.max_waiting_entries[lane]),
+            work_s=excess.work_s - _OVERDRAFT * max_s,
+        )
+
+    def _beside_promises(self, lane: Lane, excess: _Excess, now_s: float) -> _Excess:
+        """What is too much if those who were promised room shall find it."""
+        book = self._promises[lane]
+        if not len(book):
+            return excess
+        num_promised, promised_s = book.total(now_s)
+        if not num_promised:
+            return excess
+        all_s = self._limits.max_waiting_s[lane] * self.num_ready
+        speed = all_s / max(TINY_S, self._time_to_room_s(lane, all_s, now_s))
+        kept_s = book.most_in_the_way(now_s, speed=speed)
+        num_kept = round(num_promised * kept_s / promised_s) if promised_s > 0 else num_promised
+        return _Excess(num_entries=excess.num_entries + num_kept, work_s=excess.work_s + kept_s)
+
+    def _holds_little(self, lane: Lane, tenant: str, num_new: int, new: Shape) -> bool:
+        """Whether a tenant would hold no more than its part of the bound, or has nothing waiting."""
+        queue = self._lanes[lane]
+        num_own, own = queue.waiting_of(tenant)
+        if not num_own:
+            return True
+        part = 1 / queue.num_tenants
+        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+        own_s = self._backlog_s(Shape.of((own, new)), num_own + num_new)
+        return (
+            num_own + num_new <= part * self._limits.max_waiting_entries[lane]
+            and own_s <= part * max_s + TINY_S
+        )
+
+    def _promise(
+        self,
+        lane: Lane,
+        tenant: str,
+        num_new: int,
+        new: Shape,
+        excess: _Excess,
+        now_s: float,
+        *,
+        ticket: Hashable,
+    ) -> float:
+        """Say in what time there will be room for these entries, and keep it if they can be known again."""
+        queue, book = self._lanes[lane], self._promises[lane]
+        book.redeem(ticket)
+        num_promised, promised_s = book.total(now_s)
+        all_s = self._backlog_s(queue.shape, len(queue))
+        num_over, over_s = excess.num_entries + num_promised, excess.work_s + promised_s
+        leaving_s = self._time_to_leave_s(lane, num_over, over_s)
+        # What is served to the other tenants meanwhile they may send again; but not more than all goes.
+        num_tenants = queue.num_tenants + (queue.waiting_of(tenant)[0] == 0)
+        leaving_s = max(leaving_s, min(num_tenants * leaving_s, all_s))
+        # When all that waits has gone, those who come back before these have still to go.
+        leaving_s += max(0.0, over_s - all_s)
+        if num_promised and num_over > len(queue):
+            leaving_s = max(leaving_s, all_s + promised_s * (num_over - len(queue)) / num_promised)
+        wait_s = self._time_to_room_s(lane, leaving_s, now_s)
+        if ticket is not None and wait_s <= MAX_WAIT_S:
+            # Nobody may know yet how long they are: then they are like those that wait.
+            work_s = max(self._backlog_s(new, num_new), all_s / len(queue) * num_new)
+            book.keep(
+                ticket, Promise(num_entries=num_new, work_s=work_s, due_s=now_s + wait_s, wait_s=wait_s)
+            )
+        return wait_s
 
     def _time_to_room_s(self, lane: Lane, leaving_s: float, now_s: float) -> float:
         """In what time a lane will have been given so many device seconds.

@@ -13,7 +13,7 @@ timer, at the scheduler's next moment, stands for all deadlines and lingers.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -119,7 +119,13 @@ class Batcher:
             self._slots.append(task)
 
     async def submit(
-        self, items: Sequence[WorkItem], *, lane: Lane, tenant: str = "", timeout_s: float | None = None
+        self,
+        items: Sequence[WorkItem],
+        *,
+        lane: Lane,
+        tenant: str = "",
+        timeout_s: float | None = None,
+        ticket: Hashable = None,
     ) -> SubmissionOutcome:
         """Run the items, in as many passes as that takes, and return when the last one has its result.
 
@@ -131,6 +137,8 @@ class Batcher:
             lane: Where it waits.
             tenant: On whose behalf; tenants of a lane get equal parts of its time.
             timeout_s: When it is not worth having any more, from now. ``None``: always worth having.
+            ticket: What the submission is known by if it is refused and comes back: who comes at the time
+                that he was told finds room. ``None``: by nothing.
 
         Raises:
             SubmissionTooLargeError: The lane cannot hold so much even when it is empty.
@@ -161,7 +169,7 @@ class Batcher:
         )
         if not entries:
             return SubmissionOutcome(results=(), queue_s=0.0, device_s=0.0)
-        self._scheduler.admit(entries, now_s)
+        self._scheduler.admit(entries, now_s, ticket=ticket)
         submission = _Submission(entries=entries, outcome=asyncio.get_running_loop().create_future())
         self._owners.update(dict.fromkeys(entries, submission))
         self._is_empty.clear()
@@ -172,14 +180,16 @@ class Batcher:
         finally:
             self._release(submission)
 
-    def check_room(self, lane: Lane, *, tenant: str = "", num_items: int) -> None:
+    def check_room(self, lane: Lane, *, tenant: str = "", num_items: int, ticket: Hashable = None) -> None:
         """Refuse so many items before it is known what they cost, if ``submit`` would in any case.
 
         Raises:
             SubmissionTooLargeError: The lane cannot hold so many even when it is empty.
             QueueFullError: The lane cannot hold so many now, however little each of them costs.
         """
-        self._scheduler.check_room(lane, tenant=tenant, num_entries=num_items, now_s=self._clock())
+        self._scheduler.check_room(
+            lane, tenant=tenant, num_entries=num_items, now_s=self._clock(), ticket=ticket
+        )
 
     async def stop(self, drain_s: float) -> None:
         """Take nothing new, finish what is there within ``drain_s``, give up the rest, end all tasks.

@@ -38,7 +38,7 @@ the runner died are not blamed. And while a runner restarts its slot does not co
 were not there.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import chain, count
@@ -141,8 +141,14 @@ class Scheduler:
 
     # In and out.
 
-    def admit(self, entries: Sequence[Entry], now_s: float) -> None:
+    def admit(self, entries: Sequence[Entry], now_s: float, *, ticket: Hashable = None) -> None:
         """Let entries of one lane and one tenant wait: all of them, or none.
+
+        Args:
+            entries: What comes together.
+            now_s: The present moment.
+            ticket: What they are known by if they are refused and come back: room is kept for them.
+                ``None``: by nothing.
 
         Raises:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
@@ -156,7 +162,7 @@ class Scheduler:
         assert all(entry.lane is lane for entry in entries), "a submission waits in one lane"
         assert all(entry.tenant == entries[0].tenant for entry in entries), "and is of one tenant"
         try:
-            self._admission.check(entries, now_s)
+            self._admission.check(entries, now_s, ticket=ticket)
         except Exception:
             self._tallies[lane].num_refused += len(entries)
             raise
@@ -169,7 +175,9 @@ class Scheduler:
             self._last_query_s = now_s
         self._sweep_deadlines()
 
-    def check_room(self, lane: Lane, *, tenant: str, num_entries: int, now_s: float) -> None:
+    def check_room(
+        self, lane: Lane, *, tenant: str, num_entries: int, now_s: float, ticket: Hashable = None
+    ) -> None:
         """Refuse so many entries before it is known what they cost, if they will be refused in any case.
 
         Raises:
@@ -178,7 +186,7 @@ class Scheduler:
         """
         least = Shape(num_tokens=num_entries, num_squared=num_entries)
         try:
-            self._admission.check_room(lane, tenant, num_entries, least, now_s)
+            self._admission.check_room(lane, tenant, num_entries, least, now_s, ticket=ticket)
         except Exception:
             self._tallies[lane].num_refused += num_entries
             raise

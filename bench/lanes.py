@@ -1,11 +1,14 @@
 """Queries among documents: latency and throughput of the lanes, against what else could be done, in one run.
 
     python -m bench.lanes [--engine minilm] [--rounds 6] [--queries 1100] [--texts 512]
-                          [--rate 30] [--burstiness 1] [--device cuda] [--vary max-pass-ms=25,50,100]
+                          [--rate 10%] [--burstiness 1] [--device cuda] [--vary max-pass-ms=25,50,100]
                           [--peer http://127.0.0.1:7997 --peer-model NAME]
 
 Engines: minilm (the embedded model), sleeping-7b and sleeping-7b-graphs (a card's times where there is none,
 bench/sleeping.py), gme-2b and gme-7b (published sizes, random weights; they want --device cuda, the default).
+
+Queries come at a rate in numbers, or at a part of the server's capacity for them: what it answers of such queries a
+second while 16 are always under way and nothing else is asked, measured at the start.
 
 The load comes from a process of its own (bench/openloop.py): queries at moments drawn beforehand, documents of
 spread lengths with so many requests under way that 512 inputs always wait. All vectors are compared with those
@@ -63,6 +66,7 @@ from bench.arms import (
     SETUPS,
     Arm,
     Policy,
+    QueryRate,
     Setup,
 )
 from bench.arrivals import Arrivals, arrivals, no_arrivals
@@ -102,7 +106,7 @@ DOCUMENTS_S = 6.0
 """Length of a block with documents alone."""
 OVERLOAD_S = 8.0
 OVERLOAD_FACTOR = 2.0
-OVERLOAD_CONCURRENCY = 16
+CAPACITY_CONCURRENCY = 16
 """Queries under way while their capacity is measured."""
 OUTSTANDING_INPUTS = 512
 MAX_EXTRA_ROUNDS = 2
@@ -124,6 +128,9 @@ class Bench:
         self._servers: dict[str, Server] = {}
         self._workers: list[ProcessWorker] = []
         self.raw_pass_tokens = 0
+        self.query_rate_per_s = 0.0
+        self.query_capacity_per_s: float | None = None
+        """Measured only where the rate is a part of it."""
 
     @property
     def arms(self) -> Sequence[Arm]:
@@ -162,6 +169,7 @@ class Bench:
             server = Server(*setup.base_arguments, *policy.arguments(), program=setup.program)
             self._servers[policy.name] = server
             await server.seconds_until("/health/ready")
+        await self._settle_query_rate()
 
     async def stop(self) -> None:
         """End everything."""
@@ -170,6 +178,32 @@ class Bench:
         for worker in self._workers:
             await worker.stop()
         self._generator.close()
+
+    async def _settle_query_rate(self) -> None:
+        rate = self._options.rate or self._setup.query_rate
+        if rate.of_capacity is None:
+            self.query_rate_per_s = rate.per_s
+            return
+        self.query_capacity_per_s = await self._capacity_per_s(self.corpora.queries)
+        self.query_rate_per_s = rate.of_capacity * self.query_capacity_per_s
+
+    async def _capacity_per_s(self, queries: Corpus) -> float:
+        """How many of these queries a second are answered while nothing else is asked."""
+        load = Load(
+            target=self._target(self._policies[LANES]),
+            queries=(),
+            arrivals=no_arrivals(self._options.warm_s),
+            # What is always under way is called documents there.
+            documents=queries.bodies(self._fields(self._policies[LANES], "query")),
+            num_document_requests=CAPACITY_CONCURRENCY,
+            window_s=self._options.overload_s / 2,
+        )
+        log = await self._generator.run(load)
+        self._check(log, queries=queries, documents=queries)
+        capacity_per_s = answers_per_s(log)
+        if capacity_per_s is None:
+            raise SystemExit("no two queries were answered while their capacity was measured")
+        return capacity_per_s
 
     async def _fastest_passes(self) -> list[list[Features]]:
         """Cut what RAW runs: all documents, in passes of the size that gives most."""
@@ -282,7 +316,7 @@ class Bench:
 
     def _query_arrivals(self, count: int, *, seed: int) -> Arrivals:
         return arrivals(
-            rate_per_s=self._options.rate or self._setup.query_rate_per_s,
+            rate_per_s=self.query_rate_per_s,
             count=count,
             num_bodies=self.corpora.queries.num_requests,
             warm_s=self._options.warm_s,
@@ -331,19 +365,7 @@ class Bench:
         policy = self._policies[LANES]
         corpus, documents = self.corpora.overload, self.corpora.documents
         bodies = corpus.bodies(self._fields(policy, "query"))
-        capacity = Load(
-            target=self._target(policy),
-            queries=(),
-            arrivals=no_arrivals(self._options.warm_s),
-            documents=bodies,
-            num_document_requests=OVERLOAD_CONCURRENCY,
-            window_s=self._options.overload_s / 2,
-        )
-        capacity_log = await self._generator.run(capacity)
-        self._check(capacity_log, queries=corpus, documents=corpus)
-        capacity_per_s = answers_per_s(capacity_log)
-        if capacity_per_s is None:
-            raise SystemExit("no two queries were answered while their capacity was measured")
+        capacity_per_s = await self._capacity_per_s(corpus)
         offered_per_s = OVERLOAD_FACTOR * capacity_per_s
         load = Load(
             target=self._target(policy),
@@ -427,7 +449,7 @@ async def measure(options: argparse.Namespace) -> None:
         tokens = num_tokens_of([bench.corpora.documents.features])
         print(
             f"{setup.name}: {options.texts} documents of {tokens / options.texts:.0f} tokens on average, "
-            f"{OUTSTANDING_INPUTS} of them always waiting; {options.rate or setup.query_rate_per_s:g} queries/s; "
+            f"{OUTSTANDING_INPUTS} of them always waiting; {bench.query_rate_per_s:.3g} queries/s; "
             f"RAW in passes of {bench.raw_pass_tokens} tokens"
         )
         run = await bench.run_rounds()
@@ -467,7 +489,8 @@ def report(
     load = {
         "documents": options.texts,
         "outstanding_inputs": OUTSTANDING_INPUTS,
-        "queries_per_s": options.rate or setup.query_rate_per_s,
+        "queries_per_s": round(bench.query_rate_per_s, 2),
+        "query_capacity_per_s": bench.query_capacity_per_s and round(bench.query_capacity_per_s, 1),
         "burstiness": options.burstiness,
         "seed": options.seed,
         "raw_pass_tokens": bench.raw_pass_tokens,
@@ -494,7 +517,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=SETUPS, default="minilm")
     parser.add_argument("--device", help="such as cuda:1; default: what suits the engine")
     parser.add_argument("--queries", type=int, default=1_100, help="of each arm, over all rounds")
-    parser.add_argument("--rate", type=float, help="queries a second; default: the engine's")
+    parser.add_argument(
+        "--rate",
+        type=QueryRate.parse,
+        help="queries a second, or 10%%: of the capacity; default: the engine's",
+    )
     parser.add_argument(
         "--burstiness", type=float, default=1.0, help="of the gaps: 1 is Poisson, 2 to 3 bursts"
     )

@@ -53,6 +53,8 @@ class Arrival:
     """Indexes of entries that kill any runner."""
     retries: int = 0
     """How often it comes back when it is refused, after the wait that it was told."""
+    ticket: int | None = None
+    """What it is known by when it comes back."""
 
 
 @dataclass(eq=False)
@@ -222,7 +224,7 @@ class Simulation:
         )
         fits = self._has_room(entries)
         try:
-            self.scheduler.admit(entries, self.now_s)
+            self.scheduler.admit(entries, self.now_s, ticket=arrival.ticket)
         except (SubmissionTooLargeError, QueueFullError) as refusal:
             assert fits is not True, "refused although there was room"
             self._refuse(arrival, refusal)

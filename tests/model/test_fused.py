@@ -22,6 +22,10 @@ SIZES = {
 }
 MODELS = {BertModel: BertConfig, RobertaModel: RobertaConfig, XLMRobertaModel: XLMRobertaConfig}
 
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this CPU"
+)
+
 
 def model_of(model_class: Any = BertModel, **options: Any) -> Any:
     torch.manual_seed(0)
@@ -29,7 +33,7 @@ def model_of(model_class: Any = BertModel, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("model_class", MODELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 @torch.inference_mode()
 def test_a_fused_model_gives_what_the_plain_one_gives(model_class: Any, dtype: torch.dtype) -> None:
     """Padded, with a mask: a packed row is not the only way that a layer is called."""

@@ -32,6 +32,9 @@ DOCUMENT_LENGTHS, QUERY_LENGTHS = (40, 17, 40, 5, 90), (9, 3)
 DOCUMENTS = random_features(DOCUMENT_LENGTHS, seed=1)
 QUERIES = random_features(QUERY_LENGTHS, seed=2)
 
+MINILM_PLACES = 6 * 3
+"""Before each of its layers, and twice within it: behind attention, and in the middle of the feed-forward."""
+
 
 class Interrupting:
     """Runs other passes before some blocks of a pass, as a worker does."""
@@ -73,7 +76,7 @@ def assert_interruptions_change_nothing(
 
 def test_minilm_with_its_fused_layers(minilm: TransformerEncoder):
     assert minilm.info.is_packed
-    assert assert_interruptions_change_nothing(minilm, DOCUMENTS, QUERIES) == 6
+    assert assert_interruptions_change_nothing(minilm, DOCUMENTS, QUERIES) == MINILM_PLACES
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_the_time_of_interruptions_is_told_apart(minilm: TransformerEncoder):
 
     points = Safepoints(on_block=interrupt)
     result = run_pass(minilm, DOCUMENTS, points=points, interruptions=interruptions)
-    assert result.num_interruptions == 6
+    assert result.num_interruptions == MINILM_PLACES
     assert result.interrupted_s == interruptions.total_s
     # Some 24 times as long as the pass itself, which therefore cannot hide in it.
     assert result.interrupted_s > 4 * alone_s

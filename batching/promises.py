@@ -1,0 +1,120 @@
+"""Who was refused and told when to come back, and how much room that takes from those who come first.
+
+Law: a promise holds for whoever comes back at its time, whatever came meanwhile; and it takes nothing from
+the others that would be there again by then. So a lane whose refused callers never come back stays as busy as
+if nothing had been promised.
+"""
+
+from bisect import insort_right
+from collections.abc import Hashable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+
+MAX_WAIT_S = 60.0
+"""Nothing is promised for later: OpenAI's SDKs wait no longer, whatever they are told."""
+_EARLY_S = 0.05
+"""Clocks differ, and a wait is told in whole milliseconds: who comes so early is on time."""
+_LEAST_GRACE_S = 0.25
+_GRACE = 0.1
+"""Part of the wait that somebody may come late by; a second at most."""
+_MOST_GRACE_S = 1.0
+_BUCKET_S = 0.1
+"""Promises of one such moment are counted together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """Room for one submission."""
+
+    num_entries: int
+    work_s: float
+    """Device seconds of its entries."""
+    due_s: float
+    """When it was told to come back."""
+    wait_s: float
+    """How long after it was refused that is."""
+
+    @property
+    def lapses_s(self) -> float:
+        """When nobody counts with it any more."""
+        return self.due_s + min(_MOST_GRACE_S, max(_LEAST_GRACE_S, _GRACE * self.wait_s))
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it has come at its time, or after it."""
+        return now_s >= self.due_s - _EARLY_S
+
+
+class PromiseBook:
+    """The promises of one lane."""
+
+    def __init__(self) -> None:
+        self._promises: dict[Hashable, Promise] = {}
+        # What is promised for each moment, in entries and in seconds; and these moments in their order.
+        self._buckets: dict[int, tuple[int, float]] = {}
+        self._order: list[int] = []
+        # A heap of (when it lapses, tie-break, ticket, promise); redeemed ones are dropped when met.
+        self._lapsing: list[tuple[float, int, Hashable, Promise]] = []
+        self._tie_break = count()
+
+    def __len__(self) -> int:
+        return len(self._promises)
+
+    def keep(self, ticket: Hashable, promise: Promise) -> None:
+        """Count with it, in place of what was promised for the same ticket before."""
+        self.redeem(ticket)
+        self._promises[ticket] = promise
+        heappush(self._lapsing, (promise.lapses_s, next(self._tie_break), ticket, promise))
+        self._add(promise, 1)
+
+    def find(self, ticket: Hashable, now_s: float) -> Promise | None:
+        """What was promised to whoever comes with this ticket, and holds still."""
+        self._forget_lapsed(now_s)
+        return self._promises.get(ticket)
+
+    def redeem(self, ticket: Hashable) -> None:
+        """Count no more with what was promised for a ticket: it came, or will not."""
+        if (promise := self._promises.pop(ticket, None)) is not None:
+            self._add(promise, -1)
+
+    def total(self, now_s: float) -> tuple[int, float]:
+        """All that is promised, in entries and in device seconds."""
+        self._forget_lapsed(now_s)
+        promised = self._buckets.values()
+        return sum(num_entries for num_entries, _ in promised), sum(work_s for _, work_s in promised)
+
+    def most_in_the_way(self, now_s: float, *, speed: float) -> float:
+        """Device seconds that must be left free for it now.
+
+        What is promised up to a moment, less what the lane will have been given by then; at the moment at
+        which that is most.
+
+        Args:
+            now_s: The present moment.
+            speed: Device seconds that the lane is given in a second.
+        """
+        self._forget_lapsed(now_s)
+        most_s = promised_s = 0.0
+        for bucket in self._order:
+            promised_s += self._buckets[bucket][1]
+            ahead_s = max(0.0, bucket * _BUCKET_S - now_s)
+            most_s = max(most_s, promised_s - speed * ahead_s)
+        return most_s
+
+    def _add(self, promise: Promise, sign: int) -> None:
+        bucket = int(promise.due_s / _BUCKET_S)
+        if bucket not in self._buckets:
+            insort_right(self._order, bucket)
+        num_entries, work_s = self._buckets.get(bucket, (0, 0.0))
+        num_entries += sign * promise.num_entries
+        if num_entries:
+            self._buckets[bucket] = num_entries, work_s + sign * promise.work_s
+        else:
+            self._buckets.pop(bucket, None)
+            self._order.remove(bucket)
+
+    def _forget_lapsed(self, now_s: float) -> None:
+        while self._lapsing and self._lapsing[0][0] <= now_s:
+            _, _, ticket, promise = heappop(self._lapsing)
+            if self._promises.get(ticket) is promise:
+                self.redeem(ticket)

@@ -1,0 +1,64 @@
+"""What is promised to those who were refused, and what it takes from the others."""
+
+import pytest
+
+from batching.promises import MAX_WAIT_S, Promise, PromiseBook
+
+
+def promise(*, due_s: float, work_s: float = 0.5, num_entries: int = 1, wait_s: float = 1.0) -> Promise:
+    return Promise(num_entries=num_entries, work_s=work_s, due_s=due_s, wait_s=wait_s)
+
+
+def test_a_promise_is_found_until_it_is_redeemed():
+    book = PromiseBook()
+    kept = promise(due_s=1.0)
+    book.keep("ticket", kept)
+    assert book.find("ticket", 0.5) is kept
+    assert book.find("another", 0.5) is None
+    book.redeem("ticket")
+    assert book.find("ticket", 0.5) is None
+    assert book.total(0.5) == (0, 0.0)
+
+
+def test_it_lapses_a_moment_after_its_time():
+    """Whoever has not come then is not counted with, or those who never come would keep others out."""
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=1.0, wait_s=5.0))
+    assert book.find("ticket", 1.49) is not None
+    assert book.find("ticket", 1.5) is None
+    assert book.total(1.5) == (0, 0.0)
+
+
+@pytest.mark.parametrize(("wait_s", "grace_s"), [(0.1, 0.25), (5.0, 0.5), (MAX_WAIT_S, 1.0)])
+def test_who_was_told_to_wait_long_may_be_later(wait_s: float, grace_s: float):
+    assert promise(due_s=100.0, wait_s=wait_s).lapses_s == pytest.approx(100.0 + grace_s)
+
+
+def test_a_little_too_early_is_on_time():
+    assert promise(due_s=1.0).is_due(0.96)
+    assert not promise(due_s=1.0).is_due(0.9)
+
+
+def test_a_second_promise_for_a_ticket_takes_the_place_of_the_first():
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=1.0, work_s=0.5))
+    book.keep("ticket", promise(due_s=2.0, work_s=0.25, num_entries=3))
+    assert book.total(0.0) == (3, 0.25)
+    # The first one's end is not the second one's.
+    assert book.find("ticket", 1.9) is not None
+
+
+def test_what_is_there_again_by_then_is_not_kept_free():
+    """Two seconds away, and half of each second is the lane's: one second of work will have gone."""
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=2.0, work_s=1.5))
+    assert book.most_in_the_way(0.0, speed=0.5) == pytest.approx(0.5)
+    assert book.most_in_the_way(2.0, speed=0.5) == pytest.approx(1.5)
+    assert book.most_in_the_way(0.0, speed=1.0) == 0
+
+
+def test_the_moment_that_needs_most_counts():
+    book = PromiseBook()
+    for number, (due_s, work_s) in enumerate([(1.0, 1.2), (1.0, 0.3), (9.0, 2.0)]):
+        book.keep(number, promise(due_s=due_s, work_s=work_s))
+    assert book.most_in_the_way(0.0, speed=1.0) == pytest.approx(0.5)
