@@ -20,14 +20,14 @@ class PassDefaults:
 
 
 # On a CPU a pass costs little beside its work, so to fill one of queries saves next to nothing, and only
-# makes them wait. And passes are left between two layers, so long ones of documents cost queries little.
+# makes them wait. And passes can be left at many places, so long ones of documents cost queries little.
 CPU_PASSES = PassDefaults(
     max_pass_ms=50,
-    max_document_pass_ms=400,
+    max_document_pass_ms=800,
     fill_ms=0,
     max_pass_tokens=4_096,
     quiet_after_s=0.0,
-    interruption_share=0.08,
+    interruption_share=0.06,
 )
 # Not measured on a card yet.
 CUDA_PASSES = PassDefaults(

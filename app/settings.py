@@ -285,14 +285,14 @@ class BatchingSettings:
     max_pass_ms: Annotated[float, _between(0, 60_000)] = 0.0
     """Longest pass with queries, in device time; one longer input runs alone. 0: 50 on CPU, 30 on CUDA."""
     max_document_pass_ms: Annotated[float, _between(0, 600_000)] = 0.0
-    """Longest pass of documents that no query waits for. 0: 200 on CPU, 60 on CUDA."""
+    """Longest pass of documents that no query waits for. 0: 800 on CPU, 60 on CUDA."""
     fill_ms: Annotated[float | None, _optional(0, _MINUTE_MS)] = None
     """Passes with queries are filled with documents to this. Default: half max_pass_ms on CUDA, 0 on CPU."""
     query_slo_ms: Annotated[float, _between(1, 60_000)] = 100.0
     """When a query that names no deadline wants its answer: it orders queries and ends none."""
     interruption_share: Annotated[float | None, _optional(0, 0.9)] = None
     """Part of the device's time that queries may cost by running between two layers of a pass. 0: none do.
-    Default: 0.08 on CPU, 0.05 on CUDA."""
+    Default: 0.06 on CPU, 0.05 on CUDA."""
     max_pass_tokens: Annotated[int, _at_least(0)] = 0
     """Most tokens in one pass, however fast they are, for memory's sake. 0: 4096 on CPU, 16384 on CUDA."""
     document_share: Annotated[float, _between(0, 1)] = 0.15

@@ -18,8 +18,8 @@ class Safepoints:
     """What happens between the blocks of a pass."""
 
     on_block: Callable[[], None]
-    """Called before every block, and within the blocks that can be left there, in the thread that computes the
-    pass. Must not raise an ``Exception``: it would be taken for one of the encoder."""
+    """Called before every block, and within the blocks that can be left there, in the thread that computes
+    the pass. Must not raise an ``Exception``: it would be taken for one of the encoder."""
     max_blocks_ahead: int | None = None
     """Blocks that may have been launched on a CUDA device and not be done when ``on_block`` is called: an
     interruption waits for these. ``None``: as many as the launching thread is ahead."""

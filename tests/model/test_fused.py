@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
-from model.fused import FusedLayer, fused_or_none
+from model.fused import PIECE_TOKENS, FusedLayer, fused_or_none
+from model.interruption import Safepoints, safepoints
 from model.packing import PACKED_ATTENTION, packed
 from model.prepack import prepack_linear_layers
+from tests.model.cpus import needs_bfloat16
 
 SIZES = {
     "vocab_size": 50,
@@ -22,14 +24,10 @@ SIZES = {
 }
 MODELS = {BertModel: BertConfig, RobertaModel: RobertaConfig, XLMRobertaModel: XLMRobertaConfig}
 
-needs_bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this CPU"
-)
-
 
 def model_of(model_class: Any = BertModel, **options: Any) -> Any:
     torch.manual_seed(0)
-    return model_class(MODELS[model_class](**SIZES, **options), add_pooling_layer=False).eval()
+    return model_class(MODELS[model_class](**(SIZES | options)), add_pooling_layer=False).eval()
 
 
 @pytest.mark.parametrize("model_class", MODELS)
@@ -45,6 +43,20 @@ def test_a_fused_model_gives_what_the_plain_one_gives(model_class: Any, dtype: t
     actual, expected = (model(ids, attention_mask=mask).last_hidden_state for model in (fused, plain))
     tolerance = 1e-5 if dtype is torch.float32 else 5e-2
     torch.testing.assert_close(actual[mask.bool()], expected[mask.bool()], atol=tolerance, rtol=tolerance)
+
+
+@torch.inference_mode()
+def test_a_long_row_is_computed_in_pieces_that_can_be_left() -> None:
+    """Otherwise the longer a pass is, the longer a query waits for the end of a product."""
+    plain, fused = (model_of(max_position_embeddings=PIECE_TOKENS * 3) for _ in range(2))
+    prepack_linear_layers(fused, max_bytes=10**6)
+    ids = torch.randint(5, 50, (1, 2 * PIECE_TOKENS + 100))
+    places: list[int] = []
+    with safepoints(Safepoints(on_block=lambda: places.append(1))):
+        actual = fused(ids).last_hidden_state
+    torch.testing.assert_close(actual, plain(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+    # One before attention, and two in each of three pieces.
+    assert len(places) == 2 * (1 + 2 * 3)
 
 
 @torch.inference_mode()

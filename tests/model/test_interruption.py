@@ -32,8 +32,8 @@ DOCUMENT_LENGTHS, QUERY_LENGTHS = (40, 17, 40, 5, 90), (9, 3)
 DOCUMENTS = random_features(DOCUMENT_LENGTHS, seed=1)
 QUERIES = random_features(QUERY_LENGTHS, seed=2)
 
-MINILM_PLACES = 6 * 3
-"""Before each of its layers, and twice within it: behind attention, and in the middle of the feed-forward."""
+MINILM_PLACES = 6 * 4
+"""Before each of its layers, before and behind attention, and in the middle of the feed-forward."""
 
 
 class Interrupting:

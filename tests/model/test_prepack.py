@@ -6,6 +6,7 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from model.prepack import PrepackedLinear, prepack_linear_layers
+from tests.model.cpus import needs_bfloat16
 
 
 def small_network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -13,7 +14,7 @@ def small_network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8, bias=False)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 @pytest.mark.parametrize("num_tokens", [1, 7, 300])
 def test_replaced_layers_give_what_the_plain_ones_gave(dtype: torch.dtype, num_tokens: int) -> None:
     plain, packed = small_network(dtype), small_network(dtype)
