@@ -197,22 +197,20 @@ class Admission:
         if not queue:
             return
         promised = self._promises[lane].find(ticket, now_s)
+        is_back = promised is not None and promised.is_due(now_s)
         excess = self._excess(lane, num_new, new)
-        if promised is not None and promised.is_due(now_s):
-            # It was foreseen, so what was foreseen wrongly must not be put down to it.
-            is_let_in = self._without_overdraft(lane, excess).is_nothing
-        else:
-            is_let_in = self._beside_promises(lane, excess, now_s).is_nothing or (
-                self._holds_little(lane, tenant, num_new, new)
-                and self._without_overdraft(lane, excess).is_nothing
-            )
-        if is_let_in:
+        # What is kept for others is not kept from him for whom some of it was.
+        in_the_way = excess if is_back else self._beside_promises(lane, excess, now_s)
+        if in_the_way.is_nothing:
             return
-        if promised is not None and not promised.is_due(now_s):
-            wait_s = promised.due_s - now_s
-        else:
-            wait_s = self._promise(lane, tenant, num_new, new, excess, now_s, ticket=ticket)
-        if excess.num_entries > 0:
+        # It was foreseen that there would be room, so what was foreseen wrongly must not be put down to him.
+        may_overdraw = is_back or self._holds_little(lane, tenant, num_new, new, now_s)
+        if may_overdraw and self._without_overdraft(lane, excess).is_nothing:
+            return
+        if is_back:
+            self._promises[lane].redeem(ticket)
+        wait_s = self._promise(lane, tenant, num_new, new, excess, now_s, ticket=ticket)
+        if in_the_way.num_entries > 0:
             raise QueueFullError(
                 lane,
                 what="entries",
@@ -220,6 +218,7 @@ class Admission:
                 limit=max_entries,
                 num_new=num_new,
                 retry_after_s=wait_s,
+                num_kept=in_the_way.num_entries - excess.num_entries,
             )
         raise QueueFullError(
             lane,
@@ -228,6 +227,7 @@ class Admission:
             limit=self._limits.max_waiting_s[lane],
             num_new=round(self._backlog_s(new, num_new) / self.num_ready, 3),
             retry_after_s=wait_s,
+            num_kept=round((in_the_way.work_s - excess.work_s) / self.num_ready, 3),
         )
 
     def _excess(self, lane: Lane, num_new: int, new: Shape) -> _Excess:
@@ -250,29 +250,30 @@ class Admission:
     def _beside_promises(self, lane: Lane, excess: _Excess, now_s: float) -> _Excess:
         """What is too much if those who were promised room shall find it."""
         book = self._promises[lane]
-        if not len(book):
-            return excess
         num_promised, promised_s = book.total(now_s)
         if not num_promised:
             return excess
         all_s = self._limits.max_waiting_s[lane] * self.num_ready
         speed = all_s / max(TINY_S, self._time_to_room_s(lane, all_s, now_s))
-        kept_s = book.most_in_the_way(now_s, speed=speed)
+        kept_s = book.most_in_the_way(now_s, work_s=excess.work_s + all_s, speed=speed)
         num_kept = round(num_promised * kept_s / promised_s) if promised_s > 0 else num_promised
         return _Excess(num_entries=excess.num_entries + num_kept, work_s=excess.work_s + kept_s)
 
-    def _holds_little(self, lane: Lane, tenant: str, num_new: int, new: Shape) -> bool:
-        """Whether a tenant would hold no more than its part of the bound, or has nothing waiting."""
+    def _holds_little(self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float) -> bool:
+        """Whether a tenant, beside others, has nothing waiting and promised, or no more than its part."""
         queue = self._lanes[lane]
-        num_own, own = queue.waiting_of(tenant)
-        if not num_own:
+        num_waiting, waiting = queue.waiting_of(tenant)
+        num_promised, promised_s = self._promises[lane].total_of(tenant, now_s)
+        num_tenants = queue.num_tenants + (num_waiting == 0)
+        if num_tenants == 1:
+            return False
+        if not num_waiting + num_promised:
             return True
-        part = 1 / queue.num_tenants
         max_s = self._limits.max_waiting_s[lane] * self.num_ready
-        own_s = self._backlog_s(Shape.of((own, new)), num_own + num_new)
+        own_s = self._backlog_s(Shape.of((waiting, new)), num_waiting + num_new) + promised_s
         return (
-            num_own + num_new <= part * self._limits.max_waiting_entries[lane]
-            and own_s <= part * max_s + TINY_S
+            num_waiting + num_promised + num_new <= self._limits.max_waiting_entries[lane] / num_tenants
+            and own_s <= max_s / num_tenants + TINY_S
         )
 
     def _promise(
@@ -288,7 +289,6 @@ class Admission:
     ) -> float:
         """Say in what time there will be room for these entries, and keep it if they can be known again."""
         queue, book = self._lanes[lane], self._promises[lane]
-        book.redeem(ticket)
         num_promised, promised_s = book.total(now_s)
         all_s = self._backlog_s(queue.shape, len(queue))
         num_over, over_s = excess.num_entries + num_promised, excess.work_s + promised_s
@@ -304,9 +304,11 @@ class Admission:
         if ticket is not None and wait_s <= MAX_WAIT_S:
             # Nobody may know yet how long they are: then they are like those that wait.
             work_s = max(self._backlog_s(new, num_new), all_s / len(queue) * num_new)
-            book.keep(
-                ticket, Promise(num_entries=num_new, work_s=work_s, due_s=now_s + wait_s, wait_s=wait_s)
+            own = Promise(
+                tenant=tenant, num_entries=num_new, work_s=work_s, due_s=now_s + wait_s, wait_s=wait_s
             )
+            kept = book.keep(ticket, own)
+            wait_s = kept.due_s - now_s if kept.due_s > now_s else wait_s
         return wait_s
 
     def _time_to_room_s(self, lane: Lane, leaving_s: float, now_s: float) -> float:

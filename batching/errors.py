@@ -31,6 +31,7 @@ class QueueFullError(BatchingError):
         limit: float,
         num_new: float,
         retry_after_s: float,
+        num_kept: float = 0,
     ) -> None:
         """Say what there is too much of.
 
@@ -40,10 +41,12 @@ class QueueFullError(BatchingError):
             num_waiting: How much of it waits.
             limit: How much of it may wait.
             num_new: How much of it the request would add.
-            retry_after_s: When there will be room, unless others take it first.
+            retry_after_s: When there will be room.
+            num_kept: How much of it is kept for requests that were told to come back.
         """
+        kept = f"{num_kept:.9g} are kept for requests that come back, " if num_kept else ""
         super().__init__(
-            f"the {lane} lane is full: {num_waiting:.9g} {what} are waiting, {limit:.9g} are allowed, "
+            f"the {lane} lane is full: {num_waiting:.9g} {what} are waiting, {kept}{limit:.9g} are allowed, "
             f"and the request brings {num_new:.9g}"
         )
         self.lane = lane
@@ -52,6 +55,7 @@ class QueueFullError(BatchingError):
         self.limit = limit
         self.num_new = num_new
         self.retry_after_s = retry_after_s
+        self.num_kept = num_kept
 
 
 class SubmissionTooLargeError(BatchingError):

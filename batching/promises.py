@@ -6,10 +6,14 @@ if nothing had been promised.
 """
 
 from bisect import insort_right
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 MAX_WAIT_S = 60.0
 """Nothing is promised for later: OpenAI's SDKs wait no longer, whatever they are told."""
@@ -21,12 +25,15 @@ _GRACE = 0.1
 _MOST_GRACE_S = 1.0
 _BUCKET_S = 0.1
 """Promises of one such moment are counted together."""
+_MOST_OF_A_TICKET = 16
+"""Equal requests have equal tickets. Who sends the same again and again gets no more promises for it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Promise:
     """Room for one submission."""
 
+    tenant: str
     num_entries: int
     work_s: float
     """Device seconds of its entries."""
@@ -49,33 +56,45 @@ class PromiseBook:
     """The promises of one lane."""
 
     def __init__(self) -> None:
-        self._promises: dict[Hashable, Promise] = {}
+        # Those of a ticket in the order in which they were made, which is that of their times.
+        self._promises: dict[Hashable, deque[Promise]] = {}
         # What is promised for each moment, in entries and in seconds; and these moments in their order.
         self._buckets: dict[int, tuple[int, float]] = {}
         self._order: list[int] = []
+        self._of_tenants: dict[str, tuple[int, float]] = {}
         # A heap of (when it lapses, tie-break, ticket, promise); redeemed ones are dropped when met.
         self._lapsing: list[tuple[float, int, Hashable, Promise]] = []
         self._tie_break = count()
 
-    def __len__(self) -> int:
-        return len(self._promises)
+    def keep(self, ticket: Hashable, promise: Promise) -> Promise:
+        """Count with it.
 
-    def keep(self, ticket: Hashable, promise: Promise) -> None:
-        """Count with it, in place of what was promised for the same ticket before."""
-        self.redeem(ticket)
-        self._promises[ticket] = promise
+        Returns:
+            The promise itself, or the last one of this ticket if it has as many as it may.
+        """
+        own = self._promises.setdefault(ticket, deque())
+        if len(own) >= _MOST_OF_A_TICKET:
+            return own[-1]
+        own.append(promise)
         heappush(self._lapsing, (promise.lapses_s, next(self._tie_break), ticket, promise))
-        self._add(promise, 1)
+        self._count(promise, 1)
+        return promise
 
     def find(self, ticket: Hashable, now_s: float) -> Promise | None:
-        """What was promised to whoever comes with this ticket, and holds still."""
+        """The first promise that holds still for whoever comes with this ticket."""
         self._forget_lapsed(now_s)
-        return self._promises.get(ticket)
+        own = self._promises.get(ticket)
+        return own[0] if own else None
 
     def redeem(self, ticket: Hashable) -> None:
-        """Count no more with what was promised for a ticket: it came, or will not."""
-        if (promise := self._promises.pop(ticket, None)) is not None:
-            self._add(promise, -1)
+        """Count no more with the first promise of a ticket, if there is one: somebody came for it."""
+        if own := self._promises.get(ticket):
+            self._remove(ticket, own[0])
+
+    def total_of(self, tenant: str, now_s: float) -> tuple[int, float]:
+        """What is promised to one tenant, in entries and in device seconds."""
+        self._forget_lapsed(now_s)
+        return self._of_tenants.get(tenant, (0, 0.0))
 
     def total(self, now_s: float) -> tuple[int, float]:
         """All that is promised, in entries and in device seconds."""
@@ -83,38 +102,56 @@ class PromiseBook:
         promised = self._buckets.values()
         return sum(num_entries for num_entries, _ in promised), sum(work_s for _, work_s in promised)
 
-    def most_in_the_way(self, now_s: float, *, speed: float) -> float:
+    def most_in_the_way(self, now_s: float, *, work_s: float, speed: float) -> float:
         """Device seconds that must be left free for it now.
 
         What is promised up to a moment, less what the lane will have been given by then; at the moment at
-        which that is most.
+        which that is most. Moments at which all that is there now will have gone do not count: it is in
+        nobody's way then.
 
         Args:
             now_s: The present moment.
+            work_s: Device seconds that would be there.
             speed: Device seconds that the lane is given in a second.
         """
         self._forget_lapsed(now_s)
         most_s = promised_s = 0.0
         for bucket in self._order:
-            promised_s += self._buckets[bucket][1]
             ahead_s = max(0.0, bucket * _BUCKET_S - now_s)
+            if speed * ahead_s > work_s:
+                break
+            promised_s += self._buckets[bucket][1]
             most_s = max(most_s, promised_s - speed * ahead_s)
         return most_s
-
-    def _add(self, promise: Promise, sign: int) -> None:
-        bucket = int(promise.due_s / _BUCKET_S)
-        if bucket not in self._buckets:
-            insort_right(self._order, bucket)
-        num_entries, work_s = self._buckets.get(bucket, (0, 0.0))
-        num_entries += sign * promise.num_entries
-        if num_entries:
-            self._buckets[bucket] = num_entries, work_s + sign * promise.work_s
-        else:
-            self._buckets.pop(bucket, None)
-            self._order.remove(bucket)
 
     def _forget_lapsed(self, now_s: float) -> None:
         while self._lapsing and self._lapsing[0][0] <= now_s:
             _, _, ticket, promise = heappop(self._lapsing)
-            if self._promises.get(ticket) is promise:
-                self.redeem(ticket)
+            if promise in self._promises.get(ticket, ()):
+                self._remove(ticket, promise)
+
+    def _remove(self, ticket: Hashable, promise: Promise) -> None:
+        own = self._promises[ticket]
+        own.remove(promise)
+        if not own:
+            del self._promises[ticket]
+        self._count(promise, -1)
+
+    def _count(self, promise: Promise, sign: int) -> None:
+        bucket = int(promise.due_s / _BUCKET_S)
+        if bucket not in self._buckets:
+            insort_right(self._order, bucket)
+        _add(self._buckets, bucket, promise, sign)
+        if bucket not in self._buckets:
+            self._order.remove(bucket)
+        _add(self._of_tenants, promise.tenant, promise, sign)
+
+
+def _add(totals: dict[K, tuple[int, float]], key: K, promise: Promise, sign: int) -> None:
+    """Add a promise to a total, or take it off; what comes to nothing is left out."""
+    num_entries, work_s = totals.get(key, (0, 0.0))
+    num_entries += sign * promise.num_entries
+    if num_entries:
+        totals[key] = num_entries, work_s + sign * promise.work_s
+    else:
+        del totals[key]

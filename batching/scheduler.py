@@ -18,9 +18,10 @@ the later that is, the more queries share it. And where nothing is staged, none 
 the slot to become idle.
 
 **What queries may waste.** A pass for a few queries costs what every pass costs, and documents could have
-been in it. While little was wasted lately queries break in at once, in short passes; the more was wasted, the
-fuller their passes become, and in the end they break in only where the pass that runs has had the device for
-as long as one of theirs may: so they never wait for all of a pass that nobody could make shorter.
+been in it. While nothing was wasted lately queries break in at once, in short passes; the more was wasted,
+the longer they wait for each other, and the fuller their passes become. In the end they break in only where
+documents have had the device for as long as a pass of queries may: so they never wait for all of a pass that
+nobody could make shorter.
 
 **Who is never starved.** While a lane has work, every second of device time that goes to a pass earns it
 its share of that second as credit, and what it gets of the pass is deducted. Credit is spent as room that
@@ -570,7 +571,8 @@ class Scheduler:
         if self._limits.interruption_share == 0:
             return inf
         patient_s = self._patient_until_s(now_s)
-        if self._waste.left_s(now_s) > TINY_S and self._owed_lane() is None:
+        is_worth_it = self._waste.left_s(now_s) > TINY_S or self._nobody_can_join(now_s)
+        if is_worth_it and self._owed_lane() is None:
             return max(now_s, patient_s)
         return max(lines.documents_since_s + self._limits.max_pass_s, patient_s)
 

@@ -35,9 +35,12 @@ class WasteBudget:
         return self._left_s
 
     def spent_part(self, now_s: float) -> float:
-        """How much of the bucket is empty: 0 if nothing was wasted lately, 1 if all of it is spent."""
+        """How much of the bucket is empty: 0 if nothing was wasted lately, 1 if all of it is spent.
+
+        0 as well where nothing may be wasted: there is no bucket.
+        """
         self._refill(now_s)
-        return 1.0 if self._most_s == 0 else min(1.0, 1 - self._left_s / self._most_s)
+        return min(1.0, 1 - self._left_s / self._most_s) if self._most_s else 0.0
 
     def spend(self, wasted_s: float, now_s: float, *, may_owe: bool) -> None:
         """Take out what a pass wastes: down to nothing, or into debt."""

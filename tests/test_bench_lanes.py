@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from bench import lanes
-from bench.arms import FIFO, LANES, MIX, PEERS, QUERIES, SEED, SETUPS, TAU_7B_MS, Arm, Setup
+from bench.arms import FIFO, LANES, MIX, PEERS, QUERIES, SEED, SETUPS, TAU_7B_MS, Arm, QueryRate, Setup
 from bench.arrivals import Arrivals, arrivals, no_arrivals
 from bench.comparison import Block, Overload, Run, is_quotable, overload_of, ratios_of
 from bench.corpora import LONG_SHARE, with_long_texts
@@ -551,6 +551,18 @@ def test_a_varied_setting_overrides_the_setups_own():
     _, policies = arms_of(setup, options)
     assert policies["max-batch-size=8"].arguments() == ["--max-batch-size", "8", "--document-share", "0.2"]
     assert policies[LANES].arguments() == ["--max-batch-size", "4", "--document-share", "0.2"]
+
+
+def test_a_rate_is_a_number_or_a_part_of_what_the_server_answers():
+    assert parser().parse_args(["--rate", "30"]).rate == QueryRate(per_s=30)
+    assert parser().parse_args(["--rate", "12.5%"]).rate == QueryRate(of_capacity=0.125)
+
+
+@pytest.mark.parametrize("text", ["", "%", "0", "-3%", "fast"])
+def test_a_rate_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--rate", text])
+    assert "--rate" in capsys.readouterr().err
 
 
 def test_a_setting_to_vary_is_a_name_and_values():

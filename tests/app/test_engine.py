@@ -18,6 +18,7 @@ from app.engine import (
     EngineNotReadyError,
     EngineState,
     image_decoder,
+    ticket_of,
 )
 from app.launch import check_settings
 from app.preparation import InputRefusedError, RequestTooLargeError
@@ -406,6 +407,46 @@ async def test_the_deadline_counts_from_the_call_and_not_from_the_queue(folder: 
             await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=2.9)
         assert worker.passes == []
         await engine.embed(texts("one"), lane=Lane.QUERY, timeout_s=3.1)
+
+
+def test_a_request_that_comes_again_is_known_by_whose_it_is_and_what_it_asks():
+    """No client says that it was refused before; all send the same again."""
+    ticket = ticket_of(texts("one", "two"), tenant="a")
+    assert ticket == ticket_of(texts("one", "two"), tenant="a")
+    others = [
+        ticket_of(texts("one", "two"), tenant="b"),
+        ticket_of(texts("two", "one"), tenant="a"),
+        ticket_of(texts("one"), tenant="a"),
+        ticket_of(texts("one", "two", instruction="find"), tenant="a"),
+    ]
+    assert ticket not in others
+
+
+async def test_a_refused_request_finds_the_room_that_was_kept_for_it(folder: Path):
+    """Others come in the meantime, and would take what was made free."""
+    now_s = 0.0
+    settings = with_settings(batching={"max_query_queue": 2})
+    async with serving(folder, worker := FakeWorker(), settings=settings, clock=lambda: now_s) as engine:
+        worker.open.clear()
+
+        def embed(text: str) -> asyncio.Task[Any]:
+            return asyncio.create_task(engine.embed(texts(text), lane=Lane.QUERY, timeout_s=None))
+
+        running = embed("one")
+        await worker.has_begun.wait()
+        waiting, leaving = embed("one"), embed("two")
+        await asyncio.wait([waiting, leaving], timeout=0)
+        with pytest.raises(QueueFullError) as refused:
+            await embed("one two")
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        now_s = refused.value.retry_after_s
+        with pytest.raises(QueueFullError, match="1 are kept for requests that come back, 2 are allowed"):
+            await embed("two one")
+        back = embed("one two")
+        await asyncio.wait([back], timeout=0)
+        worker.open.set()
+        await asyncio.gather(running, waiting, back)
 
 
 # State -----------------------------------------------------------------------------------------------------

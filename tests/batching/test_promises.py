@@ -6,7 +6,7 @@ from batching.promises import MAX_WAIT_S, Promise, PromiseBook
 
 
 def promise(*, due_s: float, work_s: float = 0.5, num_entries: int = 1, wait_s: float = 1.0) -> Promise:
-    return Promise(num_entries=num_entries, work_s=work_s, due_s=due_s, wait_s=wait_s)
+    return Promise(tenant="a", num_entries=num_entries, work_s=work_s, due_s=due_s, wait_s=wait_s)
 
 
 def test_a_promise_is_found_until_it_is_redeemed():
@@ -39,26 +39,45 @@ def test_a_little_too_early_is_on_time():
     assert not promise(due_s=1.0).is_due(0.9)
 
 
-def test_a_second_promise_for_a_ticket_takes_the_place_of_the_first():
+def test_equal_requests_have_a_promise_each():
+    """A popular query comes from many, and each was told a time."""
     book = PromiseBook()
-    book.keep("ticket", promise(due_s=1.0, work_s=0.5))
-    book.keep("ticket", promise(due_s=2.0, work_s=0.25, num_entries=3))
-    assert book.total(0.0) == (3, 0.25)
-    # The first one's end is not the second one's.
-    assert book.find("ticket", 1.9) is not None
+    first, second = promise(due_s=1.0, work_s=0.5), promise(due_s=2.0, work_s=0.25, num_entries=3)
+    assert book.keep("ticket", first) is first
+    assert book.keep("ticket", second) is second
+    assert book.total(0.0) == book.total_of("a", 0.0) == (4, 0.75)
+    assert book.total_of("b", 0.0) == (0, 0.0)
+    book.redeem("ticket")
+    assert book.find("ticket", 1.5) is second
+    assert book.total(1.5) == (3, 0.25)
+
+
+def test_who_asks_for_the_same_again_and_again_is_told_his_last_time():
+    book = PromiseBook()
+    kept = [book.keep("ticket", promise(due_s=float(due_s))) for due_s in range(100)]
+    assert len({id(one) for one in kept}) == 16
+    assert kept[-1] is kept[15]
+    assert book.total(0.0) == (16, 8.0)
 
 
 def test_what_is_there_again_by_then_is_not_kept_free():
     """Two seconds away, and half of each second is the lane's: one second of work will have gone."""
     book = PromiseBook()
     book.keep("ticket", promise(due_s=2.0, work_s=1.5))
-    assert book.most_in_the_way(0.0, speed=0.5) == pytest.approx(0.5)
-    assert book.most_in_the_way(2.0, speed=0.5) == pytest.approx(1.5)
-    assert book.most_in_the_way(0.0, speed=1.0) == 0
+    assert book.most_in_the_way(0.0, work_s=2.0, speed=0.5) == pytest.approx(0.5)
+    assert book.most_in_the_way(2.0, work_s=2.0, speed=0.5) == pytest.approx(1.5)
+    assert book.most_in_the_way(0.0, work_s=2.0, speed=1.0) == 0
+
+
+def test_a_promise_for_later_than_all_that_is_there_will_have_gone_is_in_nobodys_way():
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=2.0, work_s=9.0))
+    assert book.most_in_the_way(0.0, work_s=0.9, speed=0.5) == 0
+    assert book.most_in_the_way(0.0, work_s=1.1, speed=0.5) == pytest.approx(8.0)
 
 
 def test_the_moment_that_needs_most_counts():
     book = PromiseBook()
     for number, (due_s, work_s) in enumerate([(1.0, 1.2), (1.0, 0.3), (9.0, 2.0)]):
         book.keep(number, promise(due_s=due_s, work_s=work_s))
-    assert book.most_in_the_way(0.0, speed=1.0) == pytest.approx(0.5)
+    assert book.most_in_the_way(0.0, work_s=5.0, speed=1.0) == pytest.approx(0.5)

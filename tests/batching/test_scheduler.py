@@ -378,11 +378,11 @@ class TestTwoLines:
         bounds = limits(fill_tokens=0, interruption_share=0.005)
         scheduler = scheduler_with(*full_documents("abcdefgh"), slots=[YIELDING], limits=bounds)
         take(scheduler), take(scheduler)
-        scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.0)
+        scheduler.admit([entry(lane=QUERY, num_tokens=50)], 0.0)
         urgent = take(scheduler)
         assert urgent.breaks_in
         scheduler.finish(urgent, 0.11, device_s=urgent.predicted_s)
-        scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.11)
+        scheduler.admit([entry(lane=QUERY, num_tokens=50, arrival_s=0.11)], 0.11)
         assert scheduler.next_pass(0.2) is None
         assert take(scheduler, 0.22).breaks_in
         assert scheduler.statistics(0.22).wasted_s == pytest.approx(0.020)
@@ -397,10 +397,21 @@ class TestTwoLines:
         scheduler.finish(urgent, 0.05, device_s=urgent.predicted_s)
         scheduler.finish(first, 0.11, device_s=first.predicted_s)
         take(scheduler, 0.11)
-        scheduler.admit([entry(lane=QUERY, num_tokens=50)], 0.12)
-        scheduler.admit([entry(lane=QUERY, num_tokens=50)], 0.12)
+        scheduler.admit([entry(lane=QUERY, num_tokens=30)], 0.12)
+        scheduler.admit([entry(lane=QUERY, num_tokens=30)], 0.12)
         assert scheduler.next_pass(0.159) is None
         assert take(scheduler, 0.16).breaks_in
+
+    def test_a_full_pass_breaks_in_however_much_was_wasted(self):
+        """Later it would waste as much: nobody else has room in it. Documents have their share to go by."""
+        bounds = limits(fill_tokens=0, interruption_share=0.005)
+        scheduler = scheduler_with(*full_documents("abcdefgh"), slots=[YIELDING], limits=bounds)
+        take(scheduler), take(scheduler)
+        for now_s in (0.0, 0.01):
+            scheduler.admit([entry(lane=QUERY, num_tokens=100)], now_s)
+            urgent = take(scheduler, now_s)
+            assert urgent.breaks_in
+            scheduler.finish(urgent, now_s, device_s=urgent.predicted_s)
 
     def test_passes_that_had_to_run_anyway_leave_no_debt(self):
         """A flood of queries would keep them from breaking in long after it."""
