@@ -199,8 +199,10 @@ class Admission:
         promised = self._promises[lane].find(ticket, now_s)
         is_back = promised is not None and promised.is_due(now_s)
         excess = self._excess(lane, num_new, new)
-        # What is kept for others is not kept from him for whom some of it was.
-        in_the_way = excess if is_back else self._beside_promises(lane, excess, now_s)
+        # What is kept for others is not kept from him for whom some of it was; and who finds no room anyway
+        # need not be weighed against it, which takes longer than all else here.
+        is_weighed = excess.is_nothing and not is_back
+        in_the_way = self._beside_promises(lane, excess, now_s) if is_weighed else excess
         if in_the_way.is_nothing:
             return
         # It was foreseen that there would be room, so what was foreseen wrongly must not be put down to him.
@@ -292,7 +294,12 @@ class Admission:
         num_promised, promised_s = book.total(now_s)
         all_s = self._backlog_s(queue.shape, len(queue))
         num_over, over_s = excess.num_entries + num_promised, excess.work_s + promised_s
-        leaving_s = self._time_to_leave_s(lane, num_over, over_s)
+        if num_promised:
+            # Most of what waits has to go, if not all: to look at each of it would take long, and this is
+            # where a server has least time.
+            leaving_s = max(min(over_s, all_s), all_s * min(1.0, num_over / len(queue)))
+        else:
+            leaving_s = self._time_to_leave_s(lane, num_over, over_s)
         # What is served to the other tenants meanwhile they may send again; but not more than all goes.
         num_tenants = queue.num_tenants + (queue.waiting_of(tenant)[0] == 0)
         leaving_s = max(leaving_s, min(num_tenants * leaving_s, all_s))

@@ -62,6 +62,8 @@ class PromiseBook:
         self._buckets: dict[int, tuple[int, float]] = {}
         self._order: list[int] = []
         self._of_tenants: dict[str, tuple[int, float]] = {}
+        self._num_entries = 0
+        self._work_s = 0.0
         # A heap of (when it lapses, tie-break, ticket, promise); redeemed ones are dropped when met.
         self._lapsing: list[tuple[float, int, Hashable, Promise]] = []
         self._tie_break = count()
@@ -99,8 +101,7 @@ class PromiseBook:
     def total(self, now_s: float) -> tuple[int, float]:
         """All that is promised, in entries and in device seconds."""
         self._forget_lapsed(now_s)
-        promised = self._buckets.values()
-        return sum(num_entries for num_entries, _ in promised), sum(work_s for _, work_s in promised)
+        return self._num_entries, self._work_s
 
     def most_in_the_way(self, now_s: float, *, work_s: float, speed: float) -> float:
         """Device seconds that must be left free for it now.
@@ -145,6 +146,8 @@ class PromiseBook:
         if bucket not in self._buckets:
             self._order.remove(bucket)
         _add(self._of_tenants, promise.tenant, promise, sign)
+        self._num_entries += sign * promise.num_entries
+        self._work_s = self._work_s + sign * promise.work_s if self._num_entries else 0.0
 
 
 def _add(totals: dict[K, tuple[int, float]], key: K, promise: Promise, sign: int) -> None:
