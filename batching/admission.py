@@ -262,13 +262,11 @@ class Admission:
         return _Excess(num_entries=excess.num_entries + num_kept, work_s=excess.work_s + kept_s)
 
     def _holds_little(self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float) -> bool:
-        """Whether a tenant, beside others, has nothing waiting and promised, or no more than its part."""
+        """Whether a tenant has nothing waiting and nothing promised, or no more of both than its part."""
         queue = self._lanes[lane]
         num_waiting, waiting = queue.waiting_of(tenant)
         num_promised, promised_s = self._promises[lane].total_of(tenant, now_s)
         num_tenants = queue.num_tenants + (num_waiting == 0)
-        if num_tenants == 1:
-            return False
         if not num_waiting + num_promised:
             return True
         max_s = self._limits.max_waiting_s[lane] * self.num_ready

@@ -219,9 +219,10 @@ def test_waiting_documents_and_batch_work_keep_their_shares_under_twice_the_quer
         simulation.play([], until_s=step * PASS_S)
         received_s = simulation.received_s
         served_s = sum(received_s.values())
-        # A turn is saved up for, begins when what runs has ended, and lets the other lane's go first.
-        assert received_s[Lane.DOCUMENT] >= document_share * served_s - 2 * PASS_S * len(slots)
-        assert received_s[Lane.BATCH] >= batch_share * served_s - 3 * PASS_S * len(slots)
+        # A turn is saved up for, begins when what runs has ended, and lets the other lane's go first. Full passes
+        # of queries may hold it up between its blocks until the next one is saved up for.
+        assert received_s[Lane.DOCUMENT] >= document_share * served_s - 3 * PASS_S * len(slots)
+        assert received_s[Lane.BATCH] >= batch_share * served_s - 4 * PASS_S * len(slots)
     assert served_s > 50 * PASS_S * len(slots)
     # And the flood gets all the rest but for what is filled up, so that nobody is served twice for it.
     if fill_tokens == 0:
@@ -336,8 +337,8 @@ def flood(overload: float, size: int, *, num_slots: int, seconds: float, retries
 def test_who_comes_back_at_his_time_is_let_in_while_all_others_go_on_coming(
     overload, size, slots, noise, has_documents, is_by_entries
 ):
-    """The room was kept: who comes first, again and again, does not take it. One in a hundred may find that
-    it was foreseen wrongly, and more where devices are slower than was foreseen."""
+    """The room was kept: who comes first, again and again, does not take it. One in twenty may find that it
+    was foreseen wrongly, and more where devices are slower than was foreseen."""
     bounds = limits(
         max_waiting_entries=20 if is_by_entries else 10_000, max_waiting_s=1e6 if is_by_entries else 1.0
     )
@@ -347,7 +348,7 @@ def test_who_comes_back_at_his_time_is_let_in_while_all_others_go_on_coming(
         arrivals.append(Arrival(at_s=0.0, lane=Lane.DOCUMENT, sizes=(50,) * 20))
     simulation.play(arrivals)
     assert simulation.refusals
-    assert len(simulation.refused) <= max(noise, 0.01) * len(simulation.refusals), "refused again"
+    assert len(simulation.refused) <= max(noise, 0.05) * len(simulation.refusals), "refused again"
 
 
 @settings(max_examples=15, deadline=None, phases=PHASES)
