@@ -46,7 +46,9 @@ async def make_corpora(
         long_documents=await corpus(with_long_texts(documents, long_words), REQUEST_TEXTS)
         if has_long_documents(setup)
         else None,
-        overload=await corpus(lognormal_texts(1_024, median_words=setup.overload_words, sigma=0.0, seed=3), 1),
+        overload=await corpus(
+            lognormal_texts(1_024, median_words=setup.overload_words, sigma=0.0, seed=3), 1
+        ),
     )
 
 
