@@ -563,10 +563,9 @@ class Scheduler:
     def _break_in_s(self, lines: SlotLines, now_s: float) -> float:
         """From when on queries may break into the pass that runs.
 
-        When their patience is over, while not all was wasted lately and nobody is owed a pass. Otherwise not
-        before documents have had the device for as long as a pass with queries may: that leaves them half of
-        it, which is more than their share. It is never later than that: a long pass must not make queries
-        wait for all of it.
+        When their patience is over, while nobody is owed a pass and not all was wasted lately, or nobody else
+        has room in theirs. Otherwise not before documents have had the device for as long as a pass with
+        queries may: a long one must not make queries wait for all of it.
         """
         if self._limits.interruption_share == 0:
             return inf
