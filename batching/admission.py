@@ -34,6 +34,8 @@ from batching.types import Entry, Lane
 _OVERDRAFT = 0.5
 """Part of a lane's bound that may wait beyond it, for tenants that hold little. When one has filled the lane
 alone, that is the part of the second."""
+_OVERDRAFT_OF_RETURNS = 0.25
+"""Less of it for those who come back at their time: they are not to take it from the others."""
 _LATE = 0.25
 """A restart that takes longer than expected is expected to take so much of its time more."""
 _RECENT_S = 5.0
@@ -60,7 +62,7 @@ class _Excess:
 
 
 class Admission:
-    """Looks at what waits and runs. Owns only what it has seen of service and of restarts."""
+    """Looks at what waits and runs. Owns what it saw of service and of restarts, and what it promised."""
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class Admission:
         new = Shape.of(entry.shape for entry in entries)
         self.check_room(lane, entries[0].tenant, len(entries), new, now_s, ticket=ticket)
         self._refuse_unmeetable(entries, now_s)
-        self._promises[lane].redeem(ticket)
+        self._promises[lane].redeem(ticket, now_s)
 
     def observe_pass(self, parts: Mapping[Lane, float], device_s: float) -> None:
         """Remember which part each lane had of a pass that took so long."""
@@ -196,8 +198,7 @@ class Admission:
             raise SubmissionTooLargeError(lane, what="entries", limit=max_entries, num_new=num_new)
         if not queue:
             return
-        promised = self._promises[lane].find(ticket, now_s)
-        is_back = promised is not None and promised.is_due(now_s)
+        is_back = self._promises[lane].is_due(ticket, now_s)
         excess = self._excess(lane, num_new, new)
         # What is kept for others is not kept from him for whom some of it was; and who finds no room anyway
         # need not be weighed against it, which takes longer than all else here.
@@ -206,12 +207,15 @@ class Admission:
         if in_the_way.is_nothing:
             return
         # It was foreseen that there would be room, so what was foreseen wrongly must not be put down to him.
-        may_overdraw = is_back or self._holds_little(lane, tenant, num_new, new, now_s)
-        if may_overdraw and self._without_overdraft(lane, excess).is_nothing:
+        if is_back and self._without(_OVERDRAFT_OF_RETURNS, lane, excess).is_nothing:
             return
-        if is_back:
-            self._promises[lane].redeem(ticket)
-        wait_s = self._promise(lane, tenant, num_new, new, excess, now_s, ticket=ticket)
+        holds_little = self._holds_little(lane, tenant, num_new, new, now_s)
+        beyond = self._without(_OVERDRAFT, lane, excess) if holds_little else excess
+        if holds_little and beyond.is_nothing:
+            return
+        self._promises[lane].redeem(ticket, now_s)
+        wait_s = self._wait_s(lane, tenant, beyond, now_s, behind_promises=not holds_little)
+        wait_s = self._keep(lane, tenant, num_new, new, wait_s, now_s, ticket=ticket)
         if in_the_way.num_entries > 0:
             raise QueueFullError(
                 lane,
@@ -241,12 +245,12 @@ class Admission:
             work_s=self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s,
         )
 
-    def _without_overdraft(self, lane: Lane, excess: _Excess) -> _Excess:
-        """What of it is too much even for who may go beyond the bound."""
+    def _without(self, overdraft: float, lane: Lane, excess: _Excess) -> _Excess:
+        """What of it is too much even for who may go beyond the bound by such a part of it."""
         max_s = self._limits.max_waiting_s[lane] * self.num_ready
         return _Excess(
-            num_entries=excess.num_entries - int(_OVERDRAFT * self._limits.max_waiting_entries[lane]),
-            work_s=excess.work_s - _OVERDRAFT * max_s,
+            num_entries=excess.num_entries - int(overdraft * self._limits.max_waiting_entries[lane]),
+            work_s=excess.work_s - overdraft * max_s,
         )
 
     def _beside_promises(self, lane: Lane, excess: _Excess, now_s: float) -> _Excess:
@@ -255,9 +259,9 @@ class Admission:
         num_promised, promised_s = book.total(now_s)
         if not num_promised:
             return excess
-        all_s = self._limits.max_waiting_s[lane] * self.num_ready
-        speed = all_s / max(TINY_S, self._time_to_room_s(lane, all_s, now_s))
-        kept_s = book.most_in_the_way(now_s, work_s=excess.work_s + all_s, speed=speed)
+        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+        speed = max_s / max(TINY_S, self._time_to_room_s(lane, max_s, now_s))
+        kept_s = book.most_in_the_way(now_s, work_s=excess.work_s + max_s, speed=speed)
         num_kept = round(num_promised * kept_s / promised_s) if promised_s > 0 else num_promised
         return _Excess(num_entries=excess.num_entries + num_kept, work_s=excess.work_s + kept_s)
 
@@ -276,20 +280,15 @@ class Admission:
             and own_s <= max_s / num_tenants + TINY_S
         )
 
-    def _promise(
-        self,
-        lane: Lane,
-        tenant: str,
-        num_new: int,
-        new: Shape,
-        excess: _Excess,
-        now_s: float,
-        *,
-        ticket: Hashable,
+    def _wait_s(
+        self, lane: Lane, tenant: str, excess: _Excess, now_s: float, *, behind_promises: bool
     ) -> float:
-        """Say in what time there will be room for these entries, and keep it if they can be known again."""
-        queue, book = self._lanes[lane], self._promises[lane]
-        num_promised, promised_s = book.total(now_s)
+        """In what time so much of a lane will have gone that there is room for a tenant's new entries.
+
+        Who holds little finds his room beside what is promised, and does not wait behind it.
+        """
+        queue = self._lanes[lane]
+        num_promised, promised_s = self._promises[lane].total(now_s) if behind_promises else (0, 0.0)
         all_s = self._backlog_s(queue.shape, len(queue))
         num_over, over_s = excess.num_entries + num_promised, excess.work_s + promised_s
         if num_promised:
@@ -305,16 +304,31 @@ class Admission:
         leaving_s += max(0.0, over_s - all_s)
         if num_promised and num_over > len(queue):
             leaving_s = max(leaving_s, all_s + promised_s * (num_over - len(queue)) / num_promised)
-        wait_s = self._time_to_room_s(lane, leaving_s, now_s)
-        if ticket is not None and wait_s <= MAX_WAIT_S:
-            # Nobody may know yet how long they are: then they are like those that wait.
-            work_s = max(self._backlog_s(new, num_new), all_s / len(queue) * num_new)
-            own = Promise(
-                tenant=tenant, num_entries=num_new, work_s=work_s, due_s=now_s + wait_s, wait_s=wait_s
-            )
-            kept = book.keep(ticket, own)
-            wait_s = kept.due_s - now_s if kept.due_s > now_s else wait_s
-        return wait_s
+        return self._time_to_room_s(lane, leaving_s, now_s)
+
+    def _keep(
+        self,
+        lane: Lane,
+        tenant: str,
+        num_new: int,
+        new: Shape,
+        wait_s: float,
+        now_s: float,
+        *,
+        ticket: Hashable,
+    ) -> float:
+        """Keep room for a refused submission, if it can be known again. Returns the wait that it is told."""
+        if ticket is None or wait_s > MAX_WAIT_S:
+            return wait_s
+        queue, limits = self._lanes[lane], self._limits
+        # Its part of full passes: small ones share what a pass costs anyway. Nobody may know yet how long
+        # they are: then they are like those that wait.
+        shared = 1 + self._cost.fixed_s / self._cost.room_s(limits.max_pass_s)
+        average_s = self._backlog_s(queue.shape, len(queue)) / len(queue)
+        work_s = max(self._cost.predict_work_s(new) * shared, average_s * num_new)
+        own = Promise(tenant=tenant, num_entries=num_new, work_s=work_s, due_s=now_s + wait_s)
+        kept = self._promises[lane].keep(ticket, own)
+        return kept.due_s - now_s if kept.due_s > now_s else wait_s
 
     def _time_to_room_s(self, lane: Lane, leaving_s: float, now_s: float) -> float:
         """In what time a lane will have been given so many device seconds.

@@ -183,6 +183,8 @@ class Batcher:
     def check_room(self, lane: Lane, *, tenant: str = "", num_items: int, ticket: Hashable = None) -> None:
         """Refuse so many items before it is known what they cost, if ``submit`` would in any case.
 
+        A refusal keeps room for its ticket, as that of ``submit`` does.
+
         Raises:
             SubmissionTooLargeError: The lane cannot hold so many even when it is empty.
             QueueFullError: The lane cannot hold so many now, however little each of them costs.

@@ -57,9 +57,10 @@ class Limits:
     shares: Mapping[Lane, float] = field(default_factory=_default_shares)
     """Part of the device's time that a lane gets while it has work waiting, whatever goes before it."""
     interruption_share: float = 0.05
-    """Part of the device's time that may be lost to short passes of queries. Near it their passes are filled
-    to ``max_pass_s``, and beyond it they break into a running one only after it has had the device for as
-    long; 0 lets none break in."""
+    """Part of the device's time that passes of queries may waste where they could have been shared. Near it
+    they are filled to ``max_pass_s`` and the oldest query waits for company for as long; beyond it they break
+    into documents only after those have had the device for as long. Full passes break in whatever was wasted.
+    0 lets none break in."""
     max_waiting_entries: Mapping[Lane, int] = field(default_factory=_default_max_waiting_entries)
     """Most entries that may wait in a lane. Tenants that hold little of it may go beyond, by half at most."""
     max_waiting_s: Mapping[Lane, float] = field(default_factory=_default_max_waiting_s)

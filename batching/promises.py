@@ -6,7 +6,6 @@ if nothing had been promised.
 """
 
 from bisect import insort_right
-from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -19,14 +18,15 @@ MAX_WAIT_S = 60.0
 """Nothing is promised for later: OpenAI's SDKs wait no longer, whatever they are told."""
 _EARLY_S = 0.05
 """Clocks differ, and a wait is told in whole milliseconds: who comes so early is on time."""
-_LEAST_GRACE_S = 0.25
-_GRACE = 0.1
-"""Part of the wait that somebody may come late by; a second at most."""
-_MOST_GRACE_S = 1.0
+_GRACE_S = 1.5
+"""So late somebody may come. A wait in whole seconds, as HTTP has it, is up to one too long, and to read a
+request again takes its time."""
 _BUCKET_S = 0.1
 """Promises of one such moment are counted together."""
 _MOST_OF_A_TICKET = 16
 """Equal requests have equal tickets. Who sends the same again and again gets no more promises for it."""
+_MOST_PROMISES = 50_000
+"""Of a lane: some 30 MB. Who is refused beyond them is told a time, but nothing is kept for him."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,13 +39,11 @@ class Promise:
     """Device seconds of its entries."""
     due_s: float
     """When it was told to come back."""
-    wait_s: float
-    """How long after it was refused that is."""
 
     @property
     def lapses_s(self) -> float:
         """When nobody counts with it any more."""
-        return self.due_s + min(_MOST_GRACE_S, max(_LEAST_GRACE_S, _GRACE * self.wait_s))
+        return self.due_s + _GRACE_S
 
     def is_due(self, now_s: float) -> bool:
         """Whether it has come at its time, or after it."""
@@ -56,8 +54,8 @@ class PromiseBook:
     """The promises of one lane."""
 
     def __init__(self) -> None:
-        # Those of a ticket in the order in which they were made, which is that of their times.
-        self._promises: dict[Hashable, deque[Promise]] = {}
+        # Those of a ticket in the order of their times.
+        self._promises: dict[Hashable, list[Promise]] = {}
         # What is promised for each moment, in entries and in seconds; and these moments in their order.
         self._buckets: dict[int, tuple[int, float]] = {}
         self._order: list[int] = []
@@ -74,24 +72,28 @@ class PromiseBook:
         Returns:
             The promise itself, or the last one of this ticket if it has as many as it may.
         """
-        own = self._promises.setdefault(ticket, deque())
+        if len(self._lapsing) >= _MOST_PROMISES:
+            return promise
+        own = self._promises.setdefault(ticket, [])
         if len(own) >= _MOST_OF_A_TICKET:
             return own[-1]
-        own.append(promise)
+        # Waits get shorter, too: when a runner is back, or others did not come.
+        insort_right(own, promise, key=lambda one: one.due_s)
         heappush(self._lapsing, (promise.lapses_s, next(self._tie_break), ticket, promise))
         self._count(promise, 1)
         return promise
 
-    def find(self, ticket: Hashable, now_s: float) -> Promise | None:
-        """The first promise that holds still for whoever comes with this ticket."""
-        self._forget_lapsed(now_s)
-        own = self._promises.get(ticket)
-        return own[0] if own else None
+    def is_due(self, ticket: Hashable, now_s: float) -> bool:
+        """Whether whoever comes with this ticket now comes at a time that was told."""
+        return self._due(ticket, now_s) is not None
 
-    def redeem(self, ticket: Hashable) -> None:
-        """Count no more with the first promise of a ticket, if there is one: somebody came for it."""
-        if own := self._promises.get(ticket):
-            self._remove(ticket, own[0])
+    def redeem(self, ticket: Hashable, now_s: float) -> None:
+        """Count no more with a ticket's first promise that is due, if there is one: somebody came for it.
+
+        Whoever comes earlier leaves it: he may be somebody else who asks for the same.
+        """
+        if due := self._due(ticket, now_s):
+            self._remove(ticket, due)
 
     def total_of(self, tenant: str, now_s: float) -> tuple[int, float]:
         """What is promised to one tenant, in entries and in device seconds."""
@@ -124,6 +126,11 @@ class PromiseBook:
             promised_s += self._buckets[bucket][1]
             most_s = max(most_s, promised_s - speed * ahead_s)
         return most_s
+
+    def _due(self, ticket: Hashable, now_s: float) -> Promise | None:
+        self._forget_lapsed(now_s)
+        own = self._promises.get(ticket)
+        return own[0] if own and own[0].is_due(now_s) else None
 
     def _forget_lapsed(self, now_s: float) -> None:
         while self._lapsing and self._lapsing[0][0] <= now_s:

@@ -181,6 +181,8 @@ class Scheduler:
     ) -> None:
         """Refuse so many entries before it is known what they cost, if they will be refused in any case.
 
+        A refusal keeps room for its ticket, as that of ``admit`` does.
+
         Raises:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
             QueueFullError: They are more than the lane may hold now, however little each of them costs.
@@ -526,7 +528,7 @@ class Scheduler:
         if entries[0].lane is Lane.QUERY and others_wait:
             wasted_s = self._waste_s(composed, now_s)
             self._wasted_s += wasted_s
-            # Only breaking in goes into debt, by one pass: the others run in any case.
+            # Only breaking in goes into debt: the others run in any case.
             self._waste.spend(wasted_s, now_s, may_owe=breaks_in)
         self._passes[composed] = self._parts(composed)
         self._running.update(entries)
@@ -582,8 +584,11 @@ class Scheduler:
         company that may not come.
         """
         queue = self._lanes[Lane.QUERY]
+        # Asked first: what follows looks at each of them, and many wait where the next pass is full.
+        if self._nobody_can_join(now_s):
+            return -inf
         oldest_s = queue.oldest_arrival_s()
-        if oldest_s is None or self._nobody_can_join(now_s):
+        if oldest_s is None:
             return -inf
         deadline_s = min((entry.deadline_s for entry in queue if entry.deadline_s is not None), default=inf)
         patience_s = self._waste.spent_part(now_s) * self._limits.max_pass_s

@@ -43,9 +43,13 @@ class WasteBudget:
         return min(1.0, 1 - self._left_s / self._most_s) if self._most_s else 0.0
 
     def spend(self, wasted_s: float, now_s: float, *, may_owe: bool) -> None:
-        """Take out what a pass wastes: down to nothing, or into debt."""
+        """Take out what a pass wastes: down to nothing, or into the debt of one pass.
+
+        Debts do not add up: passes that break in because they are full waste less than is lost without them,
+        and a minute of them must not make queries slow for minutes.
+        """
         self._refill(now_s)
-        least_s = -inf if may_owe else min(self._left_s, 0.0)
+        least_s = min(self._left_s, -wasted_s if may_owe else 0.0)
         self._left_s = max(least_s, self._left_s - wasted_s)
 
     def _refill(self, now_s: float) -> None:

@@ -65,7 +65,7 @@ def time_hooks(options: argparse.Namespace) -> tuple[Ratio, dict[str, Ratio]]:
     backbone.block_watch.remove()
     sockets = [*socket.socketpair(), *socket.socketpair()]
     mailbox = Mailbox(sockets[0], sockets[2])
-    points = Safepoints(on_block=mailbox.look)
+    points = Safepoints(on_safepoint=mailbox.look)
     bare_s: dict[int, list[float]] = {size: [] for size in REPEATS}
     looking_s: dict[int, list[float]] = {size: [] for size in REPEATS}
     again_s: dict[int, list[float]] = {size: [] for size in REPEATS}
@@ -204,7 +204,7 @@ def time_launch_ahead(options: argparse.Namespace) -> tuple[Ratio, dict[str, obj
         times: dict[str, float] = {}
         reactions: dict[str, float] = {}
         for name, ahead in BLOCKS_AHEAD.items():
-            points = Safepoints(on_block=lambda: None, max_blocks_ahead=ahead)
+            points = Safepoints(on_safepoint=lambda: None, max_blocks_ahead=ahead)
             times[name] = run_pass(encoder, document, points=points).device_s
             come_s = gaps.uniform(0.1, 0.8) * first_s
             rows, reactions[name] = run_interrupted(encoder, document, query, ahead, come_s)
@@ -243,7 +243,7 @@ def run_interrupted(
 
     timer = threading.Timer(come_s, lambda: came_s.append(time.perf_counter()))
     timer.start()
-    points = Safepoints(on_block=answer_query, max_blocks_ahead=max_blocks_ahead)
+    points = Safepoints(on_safepoint=answer_query, max_blocks_ahead=max_blocks_ahead)
     rows = run_pass(encoder, document, points=points).rows
     timer.join()
     answer_query()  # where the launching thread was past the last block

@@ -85,7 +85,7 @@ class SleepingEncoder:
         if points is None:
             return 0.0
         started_s = self._clock()
-        points.on_block()
+        points.on_safepoint()
         return self._clock() - started_s
 
 

@@ -33,7 +33,7 @@ class BlockWatch:
 
     @property
     def num_blocks(self) -> int:
-        """Places where a pass may be interrupted."""
+        """Blocks that are watched. Within some of them there are more places (``fused.py``)."""
         return len(self._hooks)
 
     def remove(self) -> None:
@@ -48,7 +48,7 @@ class BlockWatch:
             return
         if points.max_blocks_ahead is not None and self._device.type == "cuda":
             self._wait_for_device(points.max_blocks_ahead)
-        points.on_block()
+        points.on_safepoint()
 
     def _wait_for_device(self, max_blocks_ahead: int) -> None:
         # Those left over from an earlier pass are done, so there is nothing to reset between passes.

@@ -1,8 +1,9 @@
-"""How a pass tells whoever runs it that it has come to a block, where another may run in between.
+"""How a pass tells whoever runs it that it has come to a place where another may run in between.
 
-A transformer's hidden states between two blocks are one tensor that only the next block reads. So the thread
-that computes a pass may leave it there, compute another from end to end, and go on: the law of this file is
-that the pass which was left gives the same bits (arXiv:2410.01228 calls such places safepoints).
+Such places lie before each block of a transformer, and within blocks between two products (``fused.py``):
+what was computed so far are a few tensors that only this pass reads. So the thread that computes it may
+leave it there, compute another from end to end, and go on: the law of this file is that the pass which was
+left gives the same bits (arXiv:2410.01228 calls such places safepoints).
 
 Nothing here needs torch: ``blocks.py`` knows where blocks begin, ``worker/main.py`` what to do there.
 """
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Safepoints:
-    """What happens between the blocks of a pass."""
+    """What happens at such places of a pass."""
 
-    on_block: Callable[[], None]
-    """Called before every block, and within the blocks that can be left there, in the thread that computes
-    the pass. Must not raise an ``Exception``: it would be taken for one of the encoder."""
+    on_safepoint: Callable[[], None]
+    """Called at every such place, in the thread that computes the pass. Must not raise an ``Exception``: it
+    would be taken for one of the encoder."""
     max_blocks_ahead: int | None = None
-    """Blocks that may have been launched on a CUDA device and not be done when ``on_block`` is called: an
+    """Blocks that may have been launched on a CUDA device and not be done when ``on_safepoint`` is called: an
     interruption waits for these. ``None``: as many as the launching thread is ahead."""
 
 
@@ -46,4 +47,4 @@ def current_safepoints() -> Safepoints | None:
 def pause() -> None:
     """Come to a place where the pass that is being computed may be left, if it is one that may be."""
     if (points := current_safepoints()) is not None:
-        points.on_block()
+        points.on_safepoint()

@@ -687,11 +687,11 @@ def test_what_runs_between_two_layers_is_not_taken_off_the_pass(device: FakeDevi
     """An interrupted pass still has all of its own work to do."""
     moments: list[float] = []
 
-    def on_block() -> None:
+    def on_safepoint() -> None:
         moments.append(device.now_s - 100)
         device.sleep(0.5)
 
-    with safepoints(Safepoints(on_block=on_block)):
+    with safepoints(Safepoints(on_safepoint=on_safepoint)):
         sleeping(device, Timing(floor_s=0.4, per_token_s=0, per_squared_token_s=0, num_layers=4)).encode(
             [features(3)]
         )

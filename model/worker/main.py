@@ -1,6 +1,6 @@
 """The worker process: load a model, then answer passes until the gateway ends or says stop.
 
-One thread computes one pass after the other, urgent ones first. Before each block of a pass that is not
+One thread computes one pass after the other, urgent ones first. At each safepoint of a pass that is not
 urgent it looks whether an urgent one has come that may interrupt; that one is computed and answered then and
 there, and the other goes on where it was.
 
@@ -169,7 +169,7 @@ class Answerer:
 
     def _safepoints(self, one: Pass, interruptions: Interruptions) -> Safepoints:
         return Safepoints(
-            on_block=functools.partial(self._let_urgent_run, interruptions),
+            on_safepoint=functools.partial(self._let_urgent_run, interruptions),
             max_blocks_ahead=MAX_BLOCKS_AHEAD if one.num_tokens >= LONG_PASS_TOKENS else None,
         )
 

@@ -53,7 +53,9 @@ class Arrival:
     """Indexes of entries that kill any runner."""
     retries: int = 0
     """How often it comes back when it is refused, after the wait that it was told."""
-    ticket: int | None = None
+    late_s: float = 0.0
+    """How much after it."""
+    ticket: int | str | None = None
     """What it is known by when it comes back."""
 
 
@@ -224,6 +226,14 @@ class Simulation:
         )
         fits = self._has_room(entries)
         try:
+            # As the engine does: what will be refused in any case is not prepared first.
+            self.scheduler.check_room(
+                arrival.lane,
+                tenant=arrival.tenant,
+                num_entries=len(entries),
+                now_s=self.now_s,
+                ticket=arrival.ticket,
+            )
             self.scheduler.admit(entries, self.now_s, ticket=arrival.ticket)
         except (SubmissionTooLargeError, QueueFullError) as refusal:
             assert fits is not True, "refused although there was room"
@@ -248,7 +258,7 @@ class Simulation:
             assert refusal.retry_after_s > 0
             self.refusals.append((arrival, self.now_s, refusal.retry_after_s))
             if arrival.retries:
-                at_s = self.now_s + refusal.retry_after_s
+                at_s = self.now_s + refusal.retry_after_s + arrival.late_s
                 again = Arrival(**(vars(arrival) | {"at_s": at_s, "retries": arrival.retries - 1}))
                 self._at(at_s, again)
                 return

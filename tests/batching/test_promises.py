@@ -2,41 +2,55 @@
 
 import pytest
 
-from batching.promises import MAX_WAIT_S, Promise, PromiseBook
+from batching import promises
+from batching.promises import Promise, PromiseBook
 
 
-def promise(*, due_s: float, work_s: float = 0.5, num_entries: int = 1, wait_s: float = 1.0) -> Promise:
-    return Promise(tenant="a", num_entries=num_entries, work_s=work_s, due_s=due_s, wait_s=wait_s)
+def promise(*, due_s: float, work_s: float = 0.5, num_entries: int = 1) -> Promise:
+    return Promise(tenant="a", num_entries=num_entries, work_s=work_s, due_s=due_s)
 
 
-def test_a_promise_is_found_until_it_is_redeemed():
+def test_a_promise_holds_until_it_is_redeemed():
     book = PromiseBook()
-    kept = promise(due_s=1.0)
-    book.keep("ticket", kept)
-    assert book.find("ticket", 0.5) is kept
-    assert book.find("another", 0.5) is None
-    book.redeem("ticket")
-    assert book.find("ticket", 0.5) is None
-    assert book.total(0.5) == (0, 0.0)
+    book.keep("ticket", promise(due_s=1.0))
+    assert book.is_due("ticket", 1.0)
+    assert not book.is_due("another", 1.0)
+    book.redeem("ticket", 1.0)
+    assert not book.is_due("ticket", 1.0)
+    assert book.total(1.0) == (0, 0.0)
 
 
 def test_it_lapses_a_moment_after_its_time():
-    """Whoever has not come then is not counted with, or those who never come would keep others out."""
+    """Whoever has not come then is not counted with, or those who never come would keep others out. But a
+    wait in whole seconds is up to one too long."""
     book = PromiseBook()
-    book.keep("ticket", promise(due_s=1.0, wait_s=5.0))
-    assert book.find("ticket", 1.49) is not None
-    assert book.find("ticket", 1.5) is None
-    assert book.total(1.5) == (0, 0.0)
-
-
-@pytest.mark.parametrize(("wait_s", "grace_s"), [(0.1, 0.25), (5.0, 0.5), (MAX_WAIT_S, 1.0)])
-def test_who_was_told_to_wait_long_may_be_later(wait_s: float, grace_s: float):
-    assert promise(due_s=100.0, wait_s=wait_s).lapses_s == pytest.approx(100.0 + grace_s)
+    book.keep("ticket", promise(due_s=1.0))
+    assert book.is_due("ticket", 2.49)
+    assert not book.is_due("ticket", 2.5)
+    assert book.total(2.5) == (0, 0.0)
 
 
 def test_a_little_too_early_is_on_time():
     assert promise(due_s=1.0).is_due(0.96)
     assert not promise(due_s=1.0).is_due(0.9)
+
+
+def test_who_comes_before_its_time_leaves_a_promise_to_him_who_was_told():
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=1.0))
+    book.redeem("ticket", 0.5)
+    assert book.is_due("ticket", 1.0)
+
+
+def test_the_promise_that_is_due_first_is_the_one_that_counts():
+    """Waits get shorter when a runner is back, so a later promise may be for an earlier time."""
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=10.0))
+    book.keep("ticket", promise(due_s=1.0))
+    assert book.is_due("ticket", 1.0)
+    book.redeem("ticket", 1.0)
+    assert not book.is_due("ticket", 1.0)
+    assert book.is_due("ticket", 10.0)
 
 
 def test_equal_requests_have_a_promise_each():
@@ -47,9 +61,10 @@ def test_equal_requests_have_a_promise_each():
     assert book.keep("ticket", second) is second
     assert book.total(0.0) == book.total_of("a", 0.0) == (4, 0.75)
     assert book.total_of("b", 0.0) == (0, 0.0)
-    book.redeem("ticket")
-    assert book.find("ticket", 1.5) is second
-    assert book.total(1.5) == (3, 0.25)
+    book.redeem("ticket", 1.0)
+    assert book.total(1.0) == (3, 0.25)
+    assert not book.is_due("ticket", 1.5)
+    assert book.is_due("ticket", 2.0)
 
 
 def test_who_asks_for_the_same_again_and_again_is_told_his_last_time():
@@ -58,6 +73,16 @@ def test_who_asks_for_the_same_again_and_again_is_told_his_last_time():
     assert len({id(one) for one in kept}) == 16
     assert kept[-1] is kept[15]
     assert book.total(0.0) == (16, 8.0)
+
+
+def test_a_lane_keeps_so_many_promises_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    """Their number is that of refusals in a minute, which a client may raise as it likes."""
+    monkeypatch.setattr(promises, "_MOST_PROMISES", 3)
+    book = PromiseBook()
+    for ticket in range(5):
+        book.keep(ticket, promise(due_s=1.0))
+    assert book.total(1.0) == (3, 1.5)
+    assert [book.is_due(ticket, 1.0) for ticket in range(5)] == [True] * 3 + [False] * 2
 
 
 def test_what_is_there_again_by_then_is_not_kept_free():

@@ -424,6 +424,20 @@ class TestTwoLines:
         scheduler.admit([entry("query", lane=QUERY)], 1.0)
         assert take(scheduler, 1.0).may_interrupt
 
+    def test_full_passes_that_break_in_leave_the_debt_of_one(self):
+        """Debts that add up would make queries wait for hours after an hour of many."""
+        bounds = limits(fill_tokens=0, interruption_share=0.06, document_share=0.0)
+        scheduler = scheduler_with(*full_documents("abc"), slots=[YIELDING], limits=bounds)
+        take(scheduler), take(scheduler)
+        for _ in range(100):
+            scheduler.admit([entry(lane=QUERY, num_tokens=100)], 0.0)
+            urgent = take(scheduler)
+            assert urgent.breaks_in
+            scheduler.finish(urgent, 0.0, device_s=urgent.predicted_s)
+        # One wasted 10 ms, and 60 ms a second flow in.
+        scheduler.admit([entry("query", lane=QUERY, arrival_s=1.2)], 1.2)
+        assert names(take(scheduler, 1.2).entries) == ["query"]
+
     def test_a_pass_that_was_left_is_expected_to_need_only_the_rest(self):
         """Expected to need all of it again, it would end before the next query is handed out, and what is
         staged behind it would begin."""

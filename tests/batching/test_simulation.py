@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batching import CostModel, Lane, Limits, Slot
+from batching import CostModel, Lane, Limits, Shape, Slot
 from tests.batching.fakes import PHASES, known_cost, limits, pass_s
 from tests.batching.simulation import (
     SIMPLE,
@@ -316,11 +316,13 @@ def test_who_comes_back_after_the_wait_that_was_told_is_let_in(
         assert wait_s <= 2 * sum(run.whole_s for run in simulation.runs) + 1
 
 
-def flood(overload: float, size: int, *, num_slots: int, seconds: float, retries: int) -> list[Arrival]:
+def flood(
+    overload: float, size: int, *, num_slots: int, seconds: float, retries: int, late_s: float = 0.0
+) -> list[Arrival]:
     """Queries of one size, so many times what the devices can do, each known by a ticket of its own."""
     gap_s = pass_s(100) / (100 // size) / num_slots / overload
     return [
-        Arrival(at_s=i * gap_s, lane=Lane.QUERY, sizes=(size,), retries=retries, ticket=i)
+        Arrival(at_s=i * gap_s, lane=Lane.QUERY, sizes=(size,), retries=retries, ticket=i, late_s=late_s)
         for i in range(int(seconds / gap_s))
     ]
 
@@ -333,17 +335,19 @@ def flood(overload: float, size: int, *, num_slots: int, seconds: float, retries
     noise=st.sampled_from([0.0, 0.2]),
     has_documents=st.booleans(),
     is_by_entries=st.booleans(),
+    late_s=st.sampled_from([0.0, 0.3, 1.0]),
 )
 def test_who_comes_back_at_his_time_is_let_in_while_all_others_go_on_coming(
-    overload, size, slots, noise, has_documents, is_by_entries
+    overload, size, slots, noise, has_documents, is_by_entries, late_s
 ):
     """The room was kept: who comes first, again and again, does not take it. One in twenty may find that it
-    was foreseen wrongly, and more where devices are slower than was foreseen."""
+    was foreseen wrongly, and more where devices are slower than was foreseen. A wait in whole seconds is up
+    to one too long."""
     bounds = limits(
         max_waiting_entries=20 if is_by_entries else 10_000, max_waiting_s=1e6 if is_by_entries else 1.0
     )
     simulation = Simulation(bounds, slots=slots, noise=noise, checks_all=False)
-    arrivals = flood(overload, size, num_slots=len(slots), seconds=2.5, retries=1)
+    arrivals = flood(overload, size, num_slots=len(slots), seconds=2.5, retries=1, late_s=late_s)
     if has_documents:
         arrivals.append(Arrival(at_s=0.0, lane=Lane.DOCUMENT, sizes=(50,) * 20))
     simulation.play(arrivals)
@@ -359,6 +363,62 @@ def test_devices_stay_busy_if_nobody_comes_back(overload, size, slots):
     simulation.play(flood(overload, size, num_slots=len(slots), seconds=8.0, retries=0), until_s=8.0)
     assert simulation.refused
     assert simulation.received_s[Lane.QUERY] >= 0.95 * len(slots) * 8.0
+
+
+def test_where_a_pass_has_a_floor_nobody_is_told_to_wait_for_a_pass_of_his_own():
+    """Short queries on a 7B card: sixty share a pass of 20 ms. They were promised one each, and told a minute
+    for what was done in two seconds."""
+    card = CostModel(per_token_s=0.020 / 660, floor_s=0.020)
+    at_once = Limits(
+        max_pass_s=0.030, max_document_pass_s=0.060, fill_s=0.0, max_pass_tokens=16_384, query_slo_s=1.0
+    )
+    simulation = Simulation(at_once, slots=(YIELDING,), cost=card, checks_all=False)
+    gap_s = card.predict_work_s(Shape(num_tokens=10)) / 2
+    arrivals = [
+        Arrival(at_s=i * gap_s, lane=Lane.QUERY, sizes=(10,), retries=1, ticket=i)
+        for i in range(int(2.0 / gap_s))
+    ]
+    simulation.play(arrivals)
+    assert len(simulation.refusals) > 1_000
+    assert len(simulation.refused) <= 0.05 * len(simulation.refusals), "refused again"
+    assert max(wait_s for _, _, wait_s in simulation.refusals) <= 3.0
+
+
+def test_who_holds_little_is_let_in_while_those_who_were_refused_come_back():
+    """What is promised to one that floods the lane is taken from its own room, not from the others': long
+    requests come back that were refused before anybody knew how long they are."""
+    bounds = Limits(max_pass_s=0.050, max_document_pass_s=0.8, fill_s=0.0, max_pass_tokens=4_096)
+    cores = CostModel(fixed_s=0.010, per_token_s=0.0004)
+    simulation = Simulation(bounds, slots=(YIELDING,), cost=cores, checks_all=False)
+    many = [
+        Arrival(at_s=i / 1_000, lane=Lane.QUERY, sizes=(5,), tenant="many", ticket=i) for i in range(4_000)
+    ]
+    long = [
+        Arrival(at_s=0.6, lane=Lane.QUERY, sizes=(100,), tenant="many", retries=5, ticket=f"long {i}")
+        for i in range(300)
+    ]
+    few = [
+        Arrival(at_s=0.5 + i / 10, lane=Lane.QUERY, sizes=(12,), tenant="few", ticket=f"few {i}")
+        for i in range(35)
+    ]
+    simulation.play([*many, *long, *few], until_s=5.0)
+    refused = Counter(arrival.tenant for arrival, _, _ in simulation.refusals)
+    assert refused["many"] > 1_000
+    assert refused["few"] == 0
+
+
+def test_who_holds_little_does_not_wait_behind_what_is_promised_to_others():
+    simulation = Simulation(limits(max_waiting_s=2.0), slots=(YIELDING,), checks_all=False)
+    simulation.play(
+        [Arrival(at_s=0.0, lane=Lane.QUERY, sizes=(100,), tenant="many", ticket=i) for i in range(200)],
+        until_s=0.0,
+    )
+    # His own request is larger than what may wait beyond the bound.
+    simulation.play([Arrival(at_s=0.001, lane=Lane.QUERY, sizes=(50,) * 40, tenant="few")], until_s=0.001)
+    *_, (last, _, many_s), (_, _, few_s) = simulation.refusals
+    assert last.tenant == "many"
+    assert many_s > 15
+    assert few_s < 4
 
 
 @settings(max_examples=60, deadline=None, phases=PHASES)

@@ -52,7 +52,7 @@ def test_a_long_row_is_computed_in_pieces_that_can_be_left() -> None:
     prepack_linear_layers(fused, max_bytes=10**6)
     ids = torch.randint(5, 50, (1, 2 * PIECE_TOKENS + 100))
     places: list[int] = []
-    with safepoints(Safepoints(on_block=lambda: places.append(1))):
+    with safepoints(Safepoints(on_safepoint=lambda: places.append(1))):
         actual = fused(ids).last_hidden_state
     torch.testing.assert_close(actual, plain(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
     # One before attention, and two in each of three pieces.

@@ -60,11 +60,11 @@ def assert_interruptions_change_nothing(
     """Interrupt before each block by itself, then before all; returns how many there are."""
     undisturbed, alone = encoder.encode(documents), encoder.encode(queries)
     counting = Interrupting(encoder, queries, before=set())
-    run_pass(encoder, documents, points=Safepoints(on_block=counting))
+    run_pass(encoder, documents, points=Safepoints(on_safepoint=counting))
     every_block = range(counting.num_blocks)
     for before in (*({index} for index in every_block), set(every_block)):
         interrupting = Interrupting(encoder, queries, before=before)
-        rows = run_pass(encoder, documents, points=Safepoints(on_block=interrupting)).rows
+        rows = run_pass(encoder, documents, points=Safepoints(on_safepoint=interrupting)).rows
         np.testing.assert_array_equal(rows, undisturbed)
         assert len(interrupting.rows) == len(before)
         # Had a pass that interrupts been interrupted, its blocks would have been counted.
@@ -111,7 +111,7 @@ def test_a_pass_that_fails_inside_leaves_the_other_as_it_was(minilm: Transformer
         with pytest.raises(IndexError):
             run_pass(minilm, beyond_the_vocabulary)
 
-    rows = run_pass(minilm, DOCUMENTS, points=Safepoints(on_block=fail)).rows
+    rows = run_pass(minilm, DOCUMENTS, points=Safepoints(on_safepoint=fail)).rows
     np.testing.assert_array_equal(rows, undisturbed)
 
 
@@ -125,7 +125,7 @@ def test_a_pass_that_fails_after_an_interruption_leaves_nothing_behind(minilm: T
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        run_pass(minilm, DOCUMENTS, points=Safepoints(on_block=fail_at_the_third_block))
+        run_pass(minilm, DOCUMENTS, points=Safepoints(on_safepoint=fail_at_the_third_block))
     assert current_safepoints() is None
     np.testing.assert_array_equal(minilm.encode(DOCUMENTS), undisturbed)
 
@@ -137,7 +137,7 @@ def test_the_time_of_interruptions_is_told_apart(minilm: TransformerEncoder):
     def interrupt() -> None:
         interruptions.add(run_pass(minilm, DOCUMENTS * 4).device_s)
 
-    points = Safepoints(on_block=interrupt)
+    points = Safepoints(on_safepoint=interrupt)
     result = run_pass(minilm, DOCUMENTS, points=points, interruptions=interruptions)
     assert result.num_interruptions == MINILM_PLACES
     assert result.interrupted_s == interruptions.total_s
@@ -172,7 +172,7 @@ def test_without_safepoints_nothing_is_called_and_with_none_neither():
     called: list[int] = []
     [block] = blocks_of(model)
     block(torch.zeros(1))
-    with safepoints(Safepoints(on_block=lambda: called.append(1))):
+    with safepoints(Safepoints(on_safepoint=lambda: called.append(1))):
         block(torch.zeros(1))
         with safepoints(None):
             block(torch.zeros(1))
@@ -201,7 +201,7 @@ def test_a_watch_that_is_removed_watches_no_more():
     model = nn.ModuleList([nn.Identity()])
     watch = BlockWatch(model, torch.device("cpu"))
     watch.remove()
-    with safepoints(Safepoints(on_block=lambda: called.append(1))):
+    with safepoints(Safepoints(on_safepoint=lambda: called.append(1))):
         model[0](torch.zeros(1))
     assert called == []
 
@@ -230,7 +230,7 @@ def test_on_cuda_no_more_blocks_are_launched_ahead_than_allowed(
     model = nn.ModuleList([nn.Identity() for _ in range(10)])
     BlockWatch(model, torch.device("cuda"))
     points = Safepoints(
-        on_block=lambda: ahead.append(len(launched) - len(done)), max_blocks_ahead=max_blocks_ahead
+        on_safepoint=lambda: ahead.append(len(launched) - len(done)), max_blocks_ahead=max_blocks_ahead
     )
     with safepoints(points):
         for block in model:
@@ -239,6 +239,6 @@ def test_on_cuda_no_more_blocks_are_launched_ahead_than_allowed(
     assert done == list(range(10 - max_blocks_ahead))
 
     launched.clear()
-    with safepoints(Safepoints(on_block=lambda: None)):
+    with safepoints(Safepoints(on_safepoint=lambda: None)):
         model[0](torch.zeros(1))
     assert launched == []

@@ -128,7 +128,7 @@ def reach_block() -> None:
     """What a hook does before every block of a real model."""
     points = current_safepoints()
     if points is not None:
-        points.on_block()
+        points.on_safepoint()
 
 
 def load_fake_encoder(options: LoadOptions, on_stage: OnStage) -> FakeEncoder:
