@@ -89,6 +89,7 @@ def _read_lanes(model: str, lanes: dict[Lane, LaneStatistics], limits: Limits) -
     yield by_lane(families.QUEUE_TOKENS, lambda lane: lane.num_waiting_tokens)
     yield by_lane(families.QUEUE_OLDEST_AGE, lambda lane: lane.oldest_wait_s)
     yield by_lane(families.QUEUE_DEVICE, lambda lane: lane.waiting_s)
+    yield by_lane(families.QUEUE_PROMISED, lambda lane: lane.num_promised)
     yield by_lane(families.RUNNING_ITEMS, lambda lane: lane.num_running)
     yield by_lane(families.LANE_DEVICE, lambda lane: lane.device_s)
     yield metric_of(

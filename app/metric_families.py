@@ -178,6 +178,11 @@ QUEUE_LIMIT_DEVICE = _lanes.gauge(
     "How long they may need for what waits; more is refused.",
     "model", "lane",
 )  # fmt: skip
+QUEUE_PROMISED = _lanes.gauge(
+    "laneway_queue_promised_items",
+    "Inputs that were refused and told when to come: room is kept for them.",
+    "model", "lane",
+)  # fmt: skip
 QUEUE_OUTCOMES = _lanes.counter(
     "laneway_queue_outcomes_total",
     "What became of inputs that came to the queue.",

@@ -143,6 +143,10 @@ class Admission:
         queue = self._lanes[lane]
         return self._backlog_s(queue.shape, len(queue)) / self.num_ready
 
+    def num_promised(self, lane: Lane, now_s: float) -> int:
+        """For how many entries of a lane room is kept."""
+        return self._promises[lane].total(now_s)[0]
+
     def max_waiting_tokens(self, lane: Lane) -> int:
         """About how many tokens may wait in a lane."""
         return self._cost.count_tokens(

@@ -416,6 +416,7 @@ class Scheduler:
             num_waiting_tokens=queue.num_tokens,
             waiting_s=self._admission.waiting_s(lane),
             num_tenants=queue.num_tenants,
+            num_promised=self._admission.num_promised(lane, now_s),
             oldest_wait_s=0.0 if oldest_arrival_s is None else now_s - oldest_arrival_s,
             num_running=num_running,
             num_admitted=tally.num_admitted,

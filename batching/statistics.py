@@ -53,6 +53,8 @@ class LaneStatistics:
     """How long all devices that are ready would need together for what waits."""
     num_tenants: int = 0
     """Tenants that have something waiting."""
+    num_promised: int = 0
+    """Entries that were refused, and for which room is kept until they come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,11 @@ Law: ratios are of arms of the same round. A round in which one arm's load was n
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import mean
 
 from bench.arms import MIX, PEER, PEERS, QUERIES, Arm
 from bench.openloop import Log, retry_after_s
-from bench.report import Ratio, averaged, is_quiet, paired_ratio
+from bench.report import Ratio, is_quiet, paired_ratio
 from bench.scrape import device_seconds, samples_of
 from bench.tails import Punctuality, Rates, Tail, count_statuses, lane_shares, tail_of, tail_ratio
 
@@ -55,14 +56,20 @@ class Block:
 class Run:
     """What the rounds gave."""
 
-    raw_per_s: list[float] = field(default_factory=list)
-    raw_again_per_s: list[float] = field(default_factory=list)
+    raw_per_s: list[Sequence[float]] = field(default_factory=list)
+    """One list a round: before each arm, and behind the last one."""
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     """By arm, one a round."""
     num_invalid_rounds: int = 0
 
-    def add(self, raw_per_s: float, raw_again_per_s: float, blocks: Mapping[str, Block]) -> None:
-        """Take a round in, whole or not at all: ratios are of arms of the same round."""
+    def add(self, raw_per_s: Sequence[float], blocks: Mapping[str, Block]) -> None:
+        """Take a round in, whole or not at all: ratios are of arms of the same round.
+
+        Args:
+            raw_per_s: Of the bare workers before the first arm, between each two and behind the last one.
+            blocks: By arm, in the same order in every round.
+        """
+        assert len(raw_per_s) == len(blocks) + 1, "an arm lies between two blocks of the bare workers"
         late = {name: block.punctuality for name, block in blocks.items() if not block.is_valid}
         if late:
             self.num_invalid_rounds += 1
@@ -72,13 +79,15 @@ class Run:
             )
             return
         self.raw_per_s.append(raw_per_s)
-        self.raw_again_per_s.append(raw_again_per_s)
         for name, block in blocks.items():
             self.blocks.setdefault(name, []).append(block)
 
     def control(self) -> Ratio:
-        """RAW against itself."""
-        return paired_ratio(self.raw_again_per_s, self.raw_per_s)
+        """RAW against itself: every second of its blocks over the others."""
+        return paired_ratio(
+            [mean(blocks[1::2]) for blocks in self.raw_per_s],
+            [mean(blocks[::2]) for blocks in self.raw_per_s],
+        )
 
     def latencies_s(self, arm: str) -> list[Sequence[float]]:
         """One list a round."""
@@ -88,12 +97,13 @@ class Run:
         return [one for block in self.blocks[arm] for one in block.latencies_s]
 
     def over_raw(self, arm: str) -> Ratio | None:
-        """Useful tokens of an arm over those of RAW; ``None`` if a block was too short to tell."""
+        """Useful tokens of an arm over those of RAW before and behind it; ``None`` if a block was too short."""
         rates = [block.rates for block in self.blocks[arm]]
         useful = [one.useful_per_s for one in rates if one is not None]
         if len(useful) < len(rates):
             return None
-        return paired_ratio(useful, averaged(self.raw_per_s, self.raw_again_per_s))
+        place = list(self.blocks).index(arm)
+        return paired_ratio(useful, [mean(blocks[place : place + 2]) for blocks in self.raw_per_s])
 
     def over_peer(self, arm: str, peer_arm: str) -> Ratio | None:
         """Useful tokens of an arm over those of a peer's, both until their last document; else ``None``."""

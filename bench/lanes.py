@@ -23,7 +23,8 @@ within each round, in every second round the other way round:
   FIFO       both in one lane, in passes that only memory bounds
   SEED       both in one lane, 16 inputs a pass and a wait of 50 ms for company
   PEER D, PEER MIX   documents alone and both, sent to another server that speaks OpenAI's API (--peer)
-  RAW again  the control: no further than 3 % from RAW, or nothing is stored
+RAW runs before each arm and behind the last one; every arm is held against the two beside it. The control is every
+second of them over the others: no further than 3 % from 1, or nothing is stored.
 
 Afterwards, once: OVERLOAD, twice the long queries that a server without other work can answer, and documents.
 What is refused comes again, once, when it was told to. An answer that is neither 200 nor 429 fails the run.
@@ -78,7 +79,7 @@ from bench.openloop import Load, LoadGenerator, Log, Target
 from bench.plot import latency_chart
 from bench.raw import num_tokens_of, raw_tokens_per_s, spread_out
 from bench.report import RESULTS, arguments, card, is_quiet, save, verdict
-from bench.scrape import Samples, histogram_p99, pass_tokens, samples_of, scrape
+from bench.scrape import Samples, histogram_p99, num_running_passes, pass_tokens, samples_of, scrape
 from bench.tables import as_json, curve_of, print_arms, print_overload, print_ratios
 from bench.tails import (
     answered_tokens,
@@ -99,8 +100,9 @@ MODEL = "all-MiniLM-L6-v2"
 RAW_PASS_TOKENS = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
 """Tried for RAW, up to the setup's ``big_pass_tokens``."""
 RAW_TRIES = 3
-RAW_S = 4.0
-"""Length of a block of the bare workers; a try of a pass size takes half of it."""
+RAW_S = 2.5
+"""Length of a block of the bare workers, of which there is one between each two arms."""
+IDLE_POLL_S = 0.1
 WARM_S = 1.5
 DOCUMENTS_S = 6.0
 """Length of a block with documents alone."""
@@ -219,7 +221,7 @@ class Bench:
         for _ in range(RAW_TRIES):
             for size in passes:
                 rates[size].append(
-                    await raw_tokens_per_s(self._workers, passes[size], seconds=self._options.raw_s / 2)
+                    await raw_tokens_per_s(self._workers, passes[size], seconds=self._options.raw_s)
                 )
         self.raw_pass_tokens = max(rates, key=lambda size: median(rates[size]))
         return passes[self.raw_pass_tokens]
@@ -229,26 +231,36 @@ class Bench:
     async def run_rounds(self) -> Run:
         """All arms in each round, there and back (ABBA), after a round of warming up.
 
-        A round that is left out is made up for, so that there are as many queries as were asked for.
+        The bare workers run between each two of them, so that each arm is held against what the machine gave
+        just then. A round that is left out is made up for, so that there are as many queries as were asked for.
         """
         run = Run()
         for policy in self._policies.values():
             await self._warm_up(policy)
         number = 0
         while number < self._options.rounds + min(run.num_invalid_rounds, MAX_EXTRA_ROUNDS):
-            is_backwards = number % 2 == 1
-            first_per_s = await self._raw_per_s()
+            step = -1 if number % 2 else 1
+            raw_per_s = [await self._raw_per_s()]
             blocks: dict[str, Block] = {}
-            for arm in reversed(self._arms) if is_backwards else self._arms:
+            for arm in self._arms[::step]:
                 blocks[arm.name] = await self._valid_block(arm, seed=self._options.seed + number)
-            last_per_s = await self._raw_per_s()
-            run.add(*((last_per_s, first_per_s) if is_backwards else (first_per_s, last_per_s)), blocks)
+                await self._until_idle(arm)
+                raw_per_s.append(await self._raw_per_s())
+            run.add(raw_per_s[::step], {arm.name: blocks[arm.name] for arm in self._arms})
             number += 1
             print(f"  {number} rounds done", file=sys.stderr, flush=True)
         return run
 
     async def _raw_per_s(self) -> float:
         return await raw_tokens_per_s(self._workers, self._passes, seconds=self._options.raw_s)
+
+    async def _until_idle(self, arm: Arm) -> None:
+        """Wait for passes whose requests were broken off: they are computed to the end, for nobody."""
+        if arm.policy == PEER:
+            return  # Its documents were waited for.
+        async with asyncio.timeout(self._options.timeout_s):
+            while await asyncio.to_thread(num_running_passes, self._servers[arm.policy].port):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(IDLE_POLL_S)
 
     async def _warm_up(self, policy: Policy) -> None:
         arm = Arm(name="warm-up", policy=policy.name, has_queries=True, has_documents=True)

@@ -1,5 +1,6 @@
 """What a gateway tells of itself under ``/metrics``, and how that grew over a block."""
 
+import json
 import math
 import urllib.request
 
@@ -13,6 +14,12 @@ def scrape(port: int) -> Samples:
     """Everything under ``/metrics``, added up over models and workers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         return samples_of(answer.read().decode())
+
+
+def num_running_passes(port: int) -> int:
+    """Passes that the workers of a gateway are at."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=10) as answer:
+        return json.load(answer)["batching"]["running_passes"]
 
 
 def samples_of(text: str) -> Samples:

@@ -73,7 +73,7 @@ def as_json(
     """Everything that is told, plain."""
     told: dict[str, object] = {
         "arms": {arm.name: _arm_as_json(run, arm) for arm in arms},
-        "raw_tokens_per_s": [round(one) for one in run.raw_per_s],
+        "raw_tokens_per_s": [[round(one) for one in blocks] for blocks in run.raw_per_s],
         "rounds_left_out": run.num_invalid_rounds,
         "ratios": dict(ratios),
     }

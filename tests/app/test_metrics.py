@@ -405,7 +405,7 @@ def test_the_coefficients_that_are_told_are_those_that_predict():
 
 
 def test_a_lane_is_told_beside_its_limits():
-    busy = replace(IDLE, num_waiting=7, num_running=2, waiting_s=0.5, oldest_wait_s=0.2)
+    busy = replace(IDLE, num_waiting=7, num_running=2, waiting_s=0.5, oldest_wait_s=0.2, num_promised=3)
     gateway = Gateway(EngineWith(query=busy))
     lane = {"model": "tiny", "lane": "query"}
     limits = gateway.engine.limits
@@ -415,6 +415,7 @@ def test_a_lane_is_told_beside_its_limits():
     assert gateway.sample("laneway_queue_limit_seconds", **lane) == limits.max_waiting_s[Lane.QUERY]
     assert gateway.sample("laneway_queue_oldest_age_seconds", **lane) == 0.2
     assert gateway.sample("laneway_running_items", **lane) == 2
+    assert gateway.sample("laneway_queue_promised_items", **lane) == 3
     assert gateway.sample("laneway_query_slo_seconds", model="tiny") == limits.query_slo_s
 
 
