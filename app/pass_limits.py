@@ -27,7 +27,7 @@ CPU_PASSES = PassDefaults(
     fill_ms=0,
     max_pass_tokens=4_096,
     quiet_after_s=0.0,
-    interruption_share=0.04,
+    interruption_share=0.06,
 )
 # Not measured on a card yet.
 CUDA_PASSES = PassDefaults(

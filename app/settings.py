@@ -291,8 +291,9 @@ class BatchingSettings:
     query_slo_ms: Annotated[float, _between(1, 60_000)] = 100.0
     """When a query that names no deadline wants its answer: it orders queries and ends none."""
     interruption_share: Annotated[float | None, _optional(0, 0.9)] = None
-    """Part of the device's time that queries may waste by running within a pass of documents, in less than
-    full passes of their own. 0: none run so. Default: 0.04 on CPU, 0.05 on CUDA."""
+    """Part of the device's time that passes of queries may waste while documents wait. The more is spent, the
+    longer queries wait to share a pass; full passes do not wait. 0: none runs within a pass of documents.
+    Default: 0.06 on CPU, 0.05 on CUDA."""
     max_pass_tokens: Annotated[int, _at_least(0)] = 0
     """Most tokens in one pass, however fast they are, for memory's sake. 0: 4096 on CPU, 16384 on CUDA."""
     document_share: Annotated[float, _between(0, 1)] = 0.15

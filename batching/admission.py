@@ -11,10 +11,10 @@ as are its part of the bound, until the lane holds half as much again. So whoeve
 is refused, and the others find room that turns are about to make for them anyway: tenants are served in
 turns, so what is let in beyond the bound waits for its own line and not for the whole lane.
 
-**What is told can be counted on.** The wait of who is refused is the time until there is room, behind all
-those who were refused before; and that room is kept (promises.py) for who can be known again when he comes
-back. An end is expected by the turns of lanes and tenants. While no slot is ready both begin with the rest of
-the restart.
+**What is told can be counted on.** The wait of who is refused is the time until there is room, behind all who
+were promised room before, unless he holds little; and that room is kept (promises.py) for who can be known
+again when he comes back. The end of what has a deadline is expected by the turns of lanes and tenants. While
+no slot is ready, the wait and the end begin with the rest of the restart.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -213,7 +213,7 @@ class Admission:
         # It was foreseen that there would be room, so what was foreseen wrongly must not be put down to him.
         if is_back and self._without(_OVERDRAFT_OF_RETURNS, lane, excess).is_nothing:
             return
-        holds_little = self._holds_little(lane, tenant, num_new, new, now_s)
+        holds_little = self._holds_little(lane, tenant, num_new, new, now_s, ticket=ticket)
         beyond = self._without(_OVERDRAFT, lane, excess) if holds_little else excess
         if holds_little and beyond.is_nothing:
             return
@@ -269,11 +269,13 @@ class Admission:
         num_kept = round(num_promised * kept_s / promised_s) if promised_s > 0 else num_promised
         return _Excess(num_entries=excess.num_entries + num_kept, work_s=excess.work_s + kept_s)
 
-    def _holds_little(self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float) -> bool:
+    def _holds_little(
+        self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float, *, ticket: Hashable
+    ) -> bool:
         """Whether a tenant has nothing waiting and nothing promised, or no more of both than its part."""
         queue = self._lanes[lane]
         num_waiting, waiting = queue.waiting_of(tenant)
-        num_promised, promised_s = self._promises[lane].total_of(tenant, now_s)
+        num_promised, promised_s = self._promises[lane].total_of(tenant, now_s, but_for=ticket)
         num_tenants = queue.num_tenants + (num_waiting == 0)
         if not num_waiting + num_promised:
             return True
@@ -325,8 +327,8 @@ class Admission:
         if ticket is None or wait_s > MAX_WAIT_S:
             return wait_s
         queue, limits = self._lanes[lane], self._limits
-        # Its part of full passes: small ones share what a pass costs anyway. Nobody may know yet how long
-        # they are: then they are like those that wait.
+        # Its part of full passes, as small ones share what a pass costs anyway. Never less than the average
+        # of what waits: before they are tokenised nobody knows how long they are.
         shared = 1 + self._cost.fixed_s / self._cost.room_s(limits.max_pass_s)
         average_s = self._backlog_s(queue.shape, len(queue)) / len(queue)
         work_s = max(self._cost.predict_work_s(new) * shared, average_s * num_new)

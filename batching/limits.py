@@ -57,10 +57,10 @@ class Limits:
     shares: Mapping[Lane, float] = field(default_factory=_default_shares)
     """Part of the device's time that a lane gets while it has work waiting, whatever goes before it."""
     interruption_share: float = 0.05
-    """Part of the device's time that passes of queries may waste where they could have been shared. Near it
-    they are filled to ``max_pass_s`` and the oldest query waits for company for as long; beyond it they break
-    into documents only after those have had the device for as long. Full passes break in whatever was wasted.
-    0 lets none break in."""
+    """Part of the device's time that passes of queries may waste while others wait. The more of it is spent,
+    the longer the oldest query waits for company, up to ``max_pass_s``; beyond half, passes are filled to
+    that (unless ``fill_s`` is 0). When all is spent they break in only after documents have had the device
+    for as long; full ones do whatever was wasted. 0 lets none break in."""
     max_waiting_entries: Mapping[Lane, int] = field(default_factory=_default_max_waiting_entries)
     """Most entries that may wait in a lane. Tenants that hold little of it may go beyond, by half at most."""
     max_waiting_s: Mapping[Lane, float] = field(default_factory=_default_max_waiting_s)

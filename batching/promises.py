@@ -1,4 +1,4 @@
-"""Who was refused and told when to come back, and how much room that takes from those who come first.
+"""Who was refused and told when to come back, and how much room that takes from newcomers.
 
 Law: a promise holds for whoever comes back at its time, whatever came meanwhile; and it takes nothing from
 the others that would be there again by then. So a lane whose refused callers never come back stays as busy as
@@ -15,7 +15,8 @@ from typing import TypeVar
 K = TypeVar("K", bound=Hashable)
 
 MAX_WAIT_S = 60.0
-"""Nothing is promised for later: OpenAI's SDKs wait no longer, whatever they are told."""
+"""Nothing is promised for later, and no client is told more (``MAX_RETRY_AFTER_S`` in app/answers.py): who
+would have to wait longer comes back as if for the first time."""
 _EARLY_S = 0.05
 """Clocks differ, and a wait is told in whole milliseconds: who comes so early is on time."""
 _GRACE_S = 1.5
@@ -26,7 +27,8 @@ _BUCKET_S = 0.1
 _MOST_OF_A_TICKET = 16
 """Equal requests have equal tickets. Who sends the same again and again gets no more promises for it."""
 _MOST_PROMISES = 50_000
-"""Of a lane: some 30 MB. Who is refused beyond them is told a time, but nothing is kept for him."""
+"""Of a lane, with those redeemed that would not have lapsed yet: some 30 MB. Who is refused beyond them is
+told a time, but nothing is kept for him."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,10 +69,10 @@ class PromiseBook:
         self._tie_break = count()
 
     def keep(self, ticket: Hashable, promise: Promise) -> Promise:
-        """Count with it.
+        """Keep room for a promise, unless there are too many.
 
         Returns:
-            The promise itself, or the last one of this ticket if it has as many as it may.
+            What to tell: the promise itself, or the last one of its ticket if that has as many as it may.
         """
         if len(self._lapsing) >= _MOST_PROMISES:
             return promise
@@ -95,10 +97,14 @@ class PromiseBook:
         if due := self._due(ticket, now_s):
             self._remove(ticket, due)
 
-    def total_of(self, tenant: str, now_s: float) -> tuple[int, float]:
-        """What is promised to one tenant, in entries and in device seconds."""
-        self._forget_lapsed(now_s)
-        return self._of_tenants.get(tenant, (0, 0.0))
+    def total_of(self, tenant: str, now_s: float, *, but_for: Hashable = None) -> tuple[int, float]:
+        """What is promised to one tenant, in entries and in device seconds.
+
+        Without the promise that is due to the ticket ``but_for``: who comes for it must not count twice.
+        """
+        due = self._due(but_for, now_s)
+        num_entries, work_s = self._of_tenants.get(tenant, (0, 0.0))
+        return (num_entries, work_s) if due is None else (num_entries - due.num_entries, work_s - due.work_s)
 
     def total(self, now_s: float) -> tuple[int, float]:
         """All that is promised, in entries and in device seconds."""

@@ -21,7 +21,7 @@ the slot to become idle.
 been in it. While nothing was wasted lately queries break in at once, in short passes; the more was wasted,
 the longer they wait for each other, and the fuller their passes become. In the end they break in only where
 documents have had the device for as long as a pass of queries may: so they never wait for all of a pass that
-nobody could make shorter.
+nobody could make shorter. A full pass of queries breaks in whatever was wasted: nobody has room in it.
 
 **Who is never starved.** While a lane has work, every second of device time that goes to a pass earns it
 its share of that second as credit, and what it gets of the pass is deducted. Credit is spent as room that
@@ -566,8 +566,8 @@ class Scheduler:
     def _break_in_s(self, lines: SlotLines, now_s: float) -> float:
         """From when on queries may break into the pass that runs.
 
-        When their patience is over, while nobody is owed a pass and not all was wasted lately, or nobody else
-        has room in theirs. Otherwise not before documents have had the device for as long as a pass with
+        When their patience is over, if nobody is owed a pass, and something may still be wasted or nobody
+        else has room in theirs. Otherwise not before documents have had the device for as long as a pass with
         queries may: a long one must not make queries wait for all of it.
         """
         if self._limits.interruption_share == 0:

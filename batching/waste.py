@@ -45,8 +45,8 @@ class WasteBudget:
     def spend(self, wasted_s: float, now_s: float, *, may_owe: bool) -> None:
         """Take out what a pass wastes: down to nothing, or into the debt of one pass.
 
-        Debts do not add up: passes that break in because they are full waste less than is lost without them,
-        and a minute of them must not make queries slow for minutes.
+        Debts do not add up: full passes break in whatever was wasted, and after a minute of them small ones
+        must not wait for minutes.
         """
         self._refill(now_s)
         least_s = min(self._left_s, -wasted_s if may_owe else 0.0)

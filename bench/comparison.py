@@ -83,7 +83,7 @@ class Run:
             self.blocks.setdefault(name, []).append(block)
 
     def control(self) -> Ratio:
-        """RAW against itself: every second of its blocks over the others."""
+        """RAW against itself: its blocks in even places over those in odd ones."""
         return paired_ratio(
             [mean(blocks[1::2]) for blocks in self.raw_per_s],
             [mean(blocks[::2]) for blocks in self.raw_per_s],

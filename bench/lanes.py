@@ -23,8 +23,8 @@ within each round, in every second round the other way round:
   FIFO       both in one lane, in passes that only memory bounds
   SEED       both in one lane, 16 inputs a pass and a wait of 50 ms for company
   PEER D, PEER MIX   documents alone and both, sent to another server that speaks OpenAI's API (--peer)
-RAW runs before each arm and behind the last one; every arm is held against the two beside it. The control is every
-second of them over the others: no further than 3 % from 1, or nothing is stored.
+RAW runs before each arm and behind the last one; every arm is held against the two beside it. The control is the
+blocks of RAW in even places over those in odd ones: no further than 3 % from 1, or nothing is stored.
 
 Afterwards, once: OVERLOAD, twice the long queries that a server without other work can answer, and documents.
 What is refused comes again, once, when it was told to. An answer that is neither 200 nor 429 fails the run.
@@ -265,12 +265,16 @@ class Bench:
     async def _warm_up(self, policy: Policy) -> None:
         arm = Arm(name="warm-up", policy=policy.name, has_queries=True, has_documents=True)
         await self._block(arm, count=5, seed=0)
+        await self._until_idle(arm)
 
     async def _valid_block(self, arm: Arm, *, seed: int) -> Block:
         """One block; a second try if the first was not sent on time."""
         count = math.ceil(self._options.queries / self._options.rounds)
         block = await self._block(arm, count=count, seed=seed)
-        return block if block.is_valid else await self._block(arm, count=count, seed=seed)
+        if block.is_valid:
+            return block
+        await self._until_idle(arm)
+        return await self._block(arm, count=count, seed=seed)
 
     async def _block(self, arm: Arm, *, count: int, seed: int) -> Block:
         policy = self._policies.get(arm.policy) or Policy(name=PEER)

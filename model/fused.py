@@ -1,4 +1,4 @@
-"""A layer of BERT's line in six calls: one product for query, key and value, and no addition apart.
+"""A layer of BERT's line in few calls: one product for query, key and value, and no addition apart.
 
 A small pass spends much of its time between its products: in modules that call modules, in dropout that drops
 nothing, in a signature that transformers inspects at every call. Fused, a MiniLM pass of one short query

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Safepoints:
-    """What happens at such places of a pass."""
+    """What happens at the safepoints of a pass."""
 
     on_safepoint: Callable[[], None]
     """Called at every such place, in the thread that computes the pass. Must not raise an ``Exception``: it

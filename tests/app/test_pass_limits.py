@@ -12,7 +12,7 @@ def test_passes_are_as_long_as_the_device_needs_them():
     assert (on_cuda.max_pass_s, on_cuda.max_document_pass_s, on_cuda.fill_s) == (0.03, 0.06, 0.015)
     assert (on_cpu.max_pass_tokens, on_cuda.max_pass_tokens) == (4_096, 16_384)
     assert (on_cpu.quiet_after_s, on_cuda.quiet_after_s) == (0.0, 1.0)
-    assert (on_cpu.interruption_share, on_cuda.interruption_share) == (0.04, 0.05)
+    assert (on_cpu.interruption_share, on_cuda.interruption_share) == (0.06, 0.05)
 
 
 def test_settings_win_over_what_was_derived():

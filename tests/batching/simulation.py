@@ -226,14 +226,16 @@ class Simulation:
         )
         fits = self._has_room(entries)
         try:
-            # As the engine does: what will be refused in any case is not prepared first.
-            self.scheduler.check_room(
-                arrival.lane,
-                tenant=arrival.tenant,
-                num_entries=len(entries),
-                now_s=self.now_s,
-                ticket=arrival.ticket,
-            )
+            if arrival.ticket is not None:
+                # As the engine does: what will be refused in any case is not prepared first. Nobody knows then
+                # how much it is, so only a promise can say when there is room for it.
+                self.scheduler.check_room(
+                    arrival.lane,
+                    tenant=arrival.tenant,
+                    num_entries=len(entries),
+                    now_s=self.now_s,
+                    ticket=arrival.ticket,
+                )
             self.scheduler.admit(entries, self.now_s, ticket=arrival.ticket)
         except (SubmissionTooLargeError, QueueFullError) as refusal:
             assert fits is not True, "refused although there was room"

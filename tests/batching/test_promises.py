@@ -75,6 +75,15 @@ def test_who_asks_for_the_same_again_and_again_is_told_his_last_time():
     assert book.total(0.0) == (16, 8.0)
 
 
+def test_who_comes_for_his_promise_is_not_counted_with_it():
+    book = PromiseBook()
+    book.keep("ticket", promise(due_s=1.0, work_s=0.5))
+    book.keep("later", promise(due_s=9.0, work_s=0.25))
+    assert book.total_of("a", 1.0) == (2, 0.75)
+    assert book.total_of("a", 1.0, but_for="ticket") == (1, 0.25)
+    assert book.total_of("a", 1.0, but_for="later") == (2, 0.75)
+
+
 def test_a_lane_keeps_so_many_promises_and_no_more(monkeypatch: pytest.MonkeyPatch):
     """Their number is that of refusals in a minute, which a client may raise as it likes."""
     monkeypatch.setattr(promises, "_MOST_PROMISES", 3)

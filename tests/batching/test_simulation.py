@@ -407,6 +407,19 @@ def test_who_holds_little_is_let_in_while_those_who_were_refused_come_back():
     assert refused["few"] == 0
 
 
+def test_who_holds_little_finds_his_room_when_he_comes_back():
+    """What was promised to him is not held against him when he comes for it."""
+    simulation = Simulation(limits(max_waiting_entries=20), slots=(YIELDING,), checks_all=False)
+    # One fills the lane and keeps it full.
+    many = [
+        Arrival(at_s=i * 0.02, lane=Lane.QUERY, sizes=(100,), tenant="many", ticket=i) for i in range(100)
+    ]
+    few = Arrival(at_s=0.601, lane=Lane.QUERY, sizes=(100,) * 12, tenant="few", ticket="few", retries=1)
+    simulation.play([*many, few], until_s=20.0)
+    assert [arrival.tenant for arrival, _, _ in simulation.refusals].count("few") == 1
+    assert "few" not in {arrival.tenant for arrival in simulation.refused}
+
+
 def test_who_holds_little_does_not_wait_behind_what_is_promised_to_others():
     simulation = Simulation(limits(max_waiting_s=2.0), slots=(YIELDING,), checks_all=False)
     simulation.play(

@@ -105,6 +105,14 @@ def test_a_layer_in_training_or_with_a_part_of_somebody_else_is_not_fused() -> N
     assert fused_or_none(layer) is None
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
+@torch.inference_mode()
+def test_both_ways_to_the_gelu_compute_the_same(monkeypatch: pytest.MonkeyPatch, is_fast: bool) -> None:
+    """Which one a machine takes depends on its cores."""
+    monkeypatch.setattr("model.onednn._ONEDNN_GELU_IS_FAST", is_fast)
+    assert isinstance(fused_or_none(model_of().encoder.layer[0]), FusedLayer)
+
+
 @pytest.mark.parametrize("operation", ["product", "product_gelu", "product_plus"])
 @torch.inference_mode()
 def test_a_layer_stays_where_an_operator_computes_something_else(
