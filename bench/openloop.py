@@ -28,6 +28,9 @@ MAX_CONNECTIONS = 4_000
 """Queries under way at once; one that finds no connection is never sent."""
 _SPARE_CONNECTIONS = 64
 """Open before the clock runs."""
+_SPARE_S = 5.0
+"""A connection that was never used is not used after so long: servers end one that says nothing, and a query that
+is sent in that moment would be lost (the gateway's header_timeout_s is 10)."""
 _DOCUMENT_PAUSE_S = 0.1
 """After a document request that failed; a loop without a pause would be another load."""
 
@@ -180,6 +183,7 @@ class _Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._answer_bytes = 0
         self._on_end: Callable[[int, bytes, bytes], None] | None = None
+        self.was_used = False
 
     @property
     def is_open(self) -> bool:
@@ -190,6 +194,7 @@ class _Connection(asyncio.Protocol):
         assert self._on_end is None, "one request at a time"
         assert self._transport is not None, "connected"
         self._on_end = on_end
+        self.was_used = True
         self._transport.write(request)
 
     def close(self) -> None:
@@ -358,7 +363,9 @@ class _Block:
         """Send on an idle connection, or on a new one."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open:
+            if not connection.was_used and self._now_s() > _SPARE_S:
+                connection.close()
+            elif connection.is_open:
                 self._send_on(connection, body, intended_s, on_end)
                 return
         if self._num_connections >= MAX_CONNECTIONS:

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ MEASUREMENTS = [
 ]
 """What each row says, the stored result it comes from, and the ratio's name there."""
 
-LANES = "lanes-sleeping-7b-cpu"
 LANE_RATIOS = [
     ("A query's 99th percentile among documents over that of queries alone", "MIX / Q, p99"),
     ("... with two in a hundred documents of 8,192 tokens, over that without them", "MIX+long / MIX, p99"),
@@ -50,6 +50,11 @@ LANE_RATIOS = [
     ("... in passes of 16 inputs that wait 50 ms for company, over that in lanes", "SEED / MIX, p99"),
     ("All tokens a second, queries among documents, over the bare worker's", "MIX / RAW, useful tokens"),
     ("Documents alone over the bare worker", "D / RAW, useful tokens"),
+]
+PEER_RATIOS = [
+    ("A query's 99th percentile among documents: infinity's over that in lanes", "PEER MIX / MIX, p99"),
+    ("All tokens a second, queries among documents, over infinity's", "MIX / PEER MIX, useful tokens"),
+    ("Documents alone over infinity's", "D / PEER D, useful tokens"),
 ]
 
 
@@ -75,10 +80,10 @@ def measurements_table() -> str:
     return "\n".join(rows)
 
 
-def lanes_table() -> str:
+def lanes_table(engine: str) -> str:
     """The stored ratios of the lanes with their intervals, as a Markdown table."""
-    ratios = json.loads((RESULTS / f"{LANES}.json").read_text())["ratios"]
-    rows = [measurement_row(text, ratios[key]) for text, key in LANE_RATIOS]
+    ratios = json.loads((RESULTS / f"lanes-{engine}-cpu.json").read_text())["ratios"]
+    rows = [measurement_row(text, ratios[key]) for text, key in LANE_RATIOS + PEER_RATIOS if key in ratios]
     return "\n".join(["| Ratio | Median | 95 % interval |", "|---|---|---|", *rows])
 
 
@@ -129,7 +134,12 @@ def labels_table() -> str:
 
 
 GENERATED = {
-    README: {"settings": settings_table, "lanes": lanes_table, "measurements": measurements_table},
+    README: {
+        "settings": settings_table,
+        "lanes": partial(lanes_table, "sleeping-7b"),
+        "lanes with MiniLM": partial(lanes_table, "minilm"),
+        "measurements": measurements_table,
+    },
     METRICS: {"metrics": metrics_tables, "labels": labels_table, "values": values_table},
 }
 """What stands between the markers of each name, in each file."""

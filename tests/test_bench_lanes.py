@@ -801,8 +801,10 @@ class FakeServer:
         """Bodies that are answered only when so many requests have come, themselves among them."""
         self._waiting: list[tuple[int, asyncio.StreamWriter, bytes]] = []
         self.port = 0
+        self.num_connections = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -882,6 +884,19 @@ def test_every_query_ends_and_every_miss_is_counted():
     with serving(fake):
         log = drive(load(fake, [0.0, 0.01, 0.02, 0.03, 0.04]))
     assert count_statuses(log.queries) == {"200": 2, "503": 1, "no answer": 2}
+
+
+@pytest.mark.parametrize(("spare_s", "num_connections"), [(60.0, 2), (0.0, 3)])
+def test_a_spare_connection_is_not_used_when_the_server_may_be_about_to_end_it(
+    monkeypatch: pytest.MonkeyPatch, spare_s: float, num_connections: int
+):
+    """Two spare ones for two queries, of which the second can use the connection of the first."""
+    monkeypatch.setattr("bench.openloop._SPARE_S", spare_s)
+    fake = FakeServer()
+    with serving(fake):
+        log = drive(load(fake, [0.01, 0.2]))
+    assert count_statuses(log.queries) == {"200": 2}
+    assert fake.num_connections == num_connections
 
 
 def test_a_query_without_an_answer_is_given_up_at_its_timeout():
