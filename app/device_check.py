@@ -119,9 +119,13 @@ def _of_bounds(measured: Measured) -> list[str]:
     full_s = cost.predict_s(Shape(num_tokens=full_tokens, num_squared=full_tokens * INPUT_TOKENS))
     rate = measured.num_workers * full_tokens / full_s
     short_s = cost.predict_s(Shape(num_tokens=SHORT_TOKENS, num_squared=SHORT_TOKENS**2))
-    longest_s = limits.max_pass_s if measured.can_interrupt else limits.max_document_pass_s
+    may_break_in = measured.can_interrupt and limits.interruption_share > 0
+    # A pass may be twice what it costs empty, whatever was asked for.
+    longest_s = max(limits.max_pass_s if may_break_in else limits.max_document_pass_s, 2 * cost.fixed_s)
     how = (
         "break in between two layers, most often at once"
+        if may_break_in
+        else "wait for the pass that runs; it may not be interrupted (interruption_share is 0)"
         if measured.can_interrupt
         else "wait for the pass that runs; it cannot be interrupted"
     )

@@ -180,7 +180,7 @@ QUEUE_LIMIT_DEVICE = _lanes.gauge(
 )  # fmt: skip
 QUEUE_PROMISED = _lanes.gauge(
     "laneway_queue_promised_items",
-    "Inputs that were refused and told when to come: room is kept for them.",
+    "Inputs that were refused and told when to come: room is kept for them until 1.5 s after it.",
     "model", "lane",
 )  # fmt: skip
 QUEUE_OUTCOMES = _lanes.counter(
@@ -213,7 +213,7 @@ INTERRUPTIONS = _lanes.counter(
 )
 INTERRUPTION_SECONDS = _lanes.counter(
     "laneway_interruption_seconds_total",
-    "Device time that passes of queries took from documents, apart from their work.",
+    "Device time that passes of queries cost beyond their work while others wait, broken in or not.",
     "model",
 )
 

@@ -211,8 +211,10 @@ class Admission:
         if in_the_way.is_nothing:
             return
         # It was foreseen that there would be room, so what was foreseen wrongly must not be put down to him.
-        if is_back and self._without(_OVERDRAFT_OF_RETURNS, lane, excess).is_nothing:
-            return
+        if is_back:
+            counted = self._as_one_lane_full(excess, lane, num_new, new)
+            if self._without(_OVERDRAFT_OF_RETURNS, lane, counted).is_nothing:
+                return
         holds_little = self._holds_little(lane, tenant, num_new, new, now_s, ticket=ticket)
         beyond = self._without(_OVERDRAFT, lane, excess) if holds_little else excess
         if holds_little and beyond.is_nothing:
@@ -248,6 +250,15 @@ class Admission:
             num_entries=len(queue) + num_new - self._limits.max_waiting_entries[lane],
             work_s=self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s,
         )
+
+    def _as_one_lane_full(self, excess: _Excess, lane: Lane, num_new: int, new: Shape) -> _Excess:
+        """The same, but work that is more than a lane may hold counts as that much.
+
+        It may wait in an empty lane, and his moment is when the lane will be nearly so.
+        """
+        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+        larger_s = max(0.0, self._backlog_s(new, num_new) - max_s)
+        return _Excess(num_entries=excess.num_entries, work_s=excess.work_s - larger_s)
 
     def _without(self, overdraft: float, lane: Lane, excess: _Excess) -> _Excess:
         """What of it is too much even for who may go beyond the bound by such a part of it."""

@@ -58,6 +58,16 @@ def test_how_long_queries_wait_depends_on_whether_passes_can_be_left(can_interru
     assert words in "\n".join(describe(measured(can_interrupt=can_interrupt)))
 
 
+def test_where_nothing_may_be_wasted_queries_wait_for_the_pass():
+    """Runners could be interrupted, and the setting says no."""
+    one = measured()
+    never = replace(one, times=replace(one.times, limits=replace(LIMITS, interruption_share=0)))
+    text = "\n".join(describe(never))
+    assert (
+        "it may not be interrupted (interruption_share is 0):\nabout 60 ms of waiting at the longest" in text
+    )
+
+
 def test_the_command_measures_the_embedded_model():
     program = str(Path(sys.executable).with_name("laneway"))
     command = [program, "check", "--device", "--workers", "1"]

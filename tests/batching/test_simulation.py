@@ -420,6 +420,19 @@ def test_who_holds_little_finds_his_room_when_he_comes_back():
     assert "few" not in {arrival.tenant for arrival in simulation.refused}
 
 
+def test_a_request_larger_than_its_lane_may_hold_is_let_in_when_it_comes_back():
+    """It was promised room that it got only where it happened to find the lane empty: seven times in vain.
+
+    Refused for the first time before anybody knows how large it is, it is promised too little once.
+    """
+    simulation = Simulation(limits(max_waiting_s=0.3), slots=(YIELDING,), checks_all=False)
+    small = flood(1.7, 25, num_slots=1, seconds=15.0, retries=0)
+    large = Arrival(at_s=1.0, lane=Lane.QUERY, sizes=(100,) * 8, tenant="large", ticket="large", retries=2)
+    simulation.play([*small, large], until_s=15.0)
+    assert [arrival.tenant for arrival, _, _ in simulation.refusals].count("large") in (1, 2)
+    assert "large" not in {arrival.tenant for arrival in simulation.refused}
+
+
 def test_who_holds_little_does_not_wait_behind_what_is_promised_to_others():
     simulation = Simulation(limits(max_waiting_s=2.0), slots=(YIELDING,), checks_all=False)
     simulation.play(
