@@ -104,11 +104,39 @@ class _RefusedError(Exception):
     """Leaves a callback of the parser, which then stops parsing."""
 
 
+class _Writer:
+    """Writes to a connection, and lets what is written first in a turn of the loop wait for what follows it.
+
+    uvicorn writes an answer's head and its body apart. Each is a call into the kernel that wakes the client,
+    and on a machine whose cores are all busy each waking costs a switch to the client and back.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = data
+            self._loop.call_soon(self.flush)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+
+    def flush(self) -> None:
+        """Let go of what waits, also before the connection's end; if the client left meanwhile, drop it."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            if not self._transport.is_closing():
+                self._transport.write(held)
+
+
 class _AnswerTransport:
-    """Where an answer is written to: the connection's transport, but for the way it closes."""
+    """Where an answer is written to: the connection's transport, but for the way it writes and closes."""
 
     def __init__(self, protocol: "GuardedProtocol") -> None:
-        self.write = protocol.transport.write
+        self.write = protocol.writer.write
         self.is_closing = protocol.transport.is_closing
         # Weak, because the protocol knows the answer: in a ring, a body would outlive its request until the
         # garbage collector comes by, which counts objects and not bytes.
@@ -153,6 +181,7 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.writer = _Writer(transport, self.loop)
         self._await(self._guard.header_timeout_s)
 
     @override
@@ -231,6 +260,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
+        self.writer.flush()
         if not self._is_deaf:
             super().on_response_complete()
 
@@ -343,10 +373,11 @@ class GuardedProtocol(HttpToolsProtocol):
             (REQUEST_ID_HEADER, request_id.encode()),
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        self.transport.write(STATUS_LINE[refusal.status] + b"".join(lines) + b"\r\n" + body)
+        self.writer.write(STATUS_LINE[refusal.status] + b"".join(lines) + b"\r\n" + body)
 
     def close_after_answer(self) -> None:
         """What uvicorn calls after an answer that is the connection's last."""
+        self.writer.flush()
         if self._awaits_head and not self._is_deaf:
             self.transport.close()
         else:
@@ -360,6 +391,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         self._stop_waiting()
         self._is_deaf = True
+        self.writer.flush()
         if not self.transport.can_write_eof():
             self.transport.close()
             return

@@ -1,10 +1,12 @@
 """The guarded server, over real sockets."""
 
+import asyncio
 import gc
 import logging
 import re
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Generator
 from typing import Any, NoReturn
@@ -101,8 +103,6 @@ def test_a_slow_answer_is_not_mistaken_for_a_slow_client():
         if scope["type"] == "lifespan":
             await live(receive, send)
             return
-        import asyncio
-
         loop = asyncio.get_running_loop()
         patience_over = loop.create_future()
         loop.call_later(0.4, patience_over.set_result, None)
@@ -424,6 +424,41 @@ def test_a_head_request_is_answered_without_a_body(server: Running):
         assert client.read_reply().body == b'{"bytes": 5}'
     assert head.status == 200
     assert head.headers["content-length"] == str(len(b'{"bytes": 0}'))
+
+
+def test_an_answers_head_and_body_come_together():
+    """Apart they wake the client twice, and on a busy machine each time costs a switch to it and back."""
+
+    async def busy(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop's turn goes on, and the client could read what is there
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with running(busy) as server, server.connect() as client:
+        client.send(GET)
+        assert client.sock.recv(65_536).endswith(b"\r\n\r\nok")
+
+
+def test_a_head_whose_body_takes_its_time_does_not_wait_for_it():
+    is_seen = threading.Event()
+
+    async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+            return
+        length = (b"content-length", b"2")
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await asyncio.to_thread(is_seen.wait, 20)
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    with running(slow) as server, server.connect() as client:
+        client.send(GET)
+        assert client.read_head().status == 200
+        is_seen.set()
+        assert client.file.read(2) == b"ok"
 
 
 # Pipelining ------------------------------------------------------------------------------------------------
