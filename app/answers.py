@@ -207,7 +207,8 @@ def _specific(error: Exception) -> Answer | None:
             return answer and replace(answer, message=str(cause))
         case QueueFullError():
             headers = retry_after_headers(error.retry_after_s)
-            return replace(_nearest(error), message=_in_client_words(error), headers=headers)
+            message = f"{_in_client_words(error)}; come again in {told_wait_s(error.retry_after_s):g} seconds"
+            return replace(_nearest(error), message=message, headers=headers)
         case ImageQueueFullError():
             return replace(_nearest(error), headers=retry_after_headers(error.retry_after_s))
         case SubmissionTooLargeError():
@@ -227,8 +228,13 @@ def _in_client_words(error: Exception) -> str:
 
 def retry_after_headers(wait_s: float) -> dict[str, str]:
     """The wait in both spellings, whole seconds (RFC 9110, 10.2.3) and the milliseconds the SDKs prefer."""
-    bounded_s = min(max(wait_s, 0.001), MAX_RETRY_AFTER_S)
-    return {"retry-after": str(math.ceil(bounded_s)), "retry-after-ms": str(math.ceil(bounded_s * 1000))}
+    told_s = told_wait_s(wait_s)
+    return {"retry-after": str(math.ceil(told_s)), "retry-after-ms": str(round(told_s * 1000))}
+
+
+def told_wait_s(wait_s: float) -> float:
+    """A wait as clients are told it: whole milliseconds, never too short, and never too long for an SDK."""
+    return min(max(1, math.ceil(wait_s * 1000)), MAX_RETRY_AFTER_S * 1000) / 1000
 
 
 def _framework_answer(error: HTTPException) -> Answer:

@@ -104,7 +104,7 @@ class _RefusedError(Exception):
     """Leaves a callback of the parser, which then stops parsing."""
 
 
-class _Writer:
+class AnswerWriter:
     """Writes to a connection, and lets what is written first in a turn of the loop wait for what follows it.
 
     uvicorn writes an answer's head and its body apart. Each is a call into the kernel that wakes the client,
@@ -117,6 +117,7 @@ class _Writer:
         self._held: bytes | None = None
 
     def write(self, data: bytes) -> None:
+        """Write at the end of this turn, or with what follows in it."""
         if self._held is None:
             self._held = data
             self._loop.call_soon(self.flush)
@@ -125,7 +126,7 @@ class _Writer:
             self._transport.writelines((held, data))
 
     def flush(self) -> None:
-        """Let go of what waits, also before the connection's end; if the client left meanwhile, drop it."""
+        """Let go of what waits, also before the connection is closed; if the client closed it, drop it."""
         if self._held is not None:
             held, self._held = self._held, None
             if not self._transport.is_closing():
@@ -181,7 +182,7 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.writer = _Writer(transport, self.loop)
+        self.writer = AnswerWriter(transport, self.loop)
         self._await(self._guard.header_timeout_s)
 
     @override
@@ -332,6 +333,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._record(refusal, request_id)
         elif not self._is_answering or self.cycle.response_started or self.pipeline:
             # The body is of no use any more, or our answer would land in another one.
+            self.writer.flush()
             self.transport.close()
             return
         else:

@@ -120,8 +120,7 @@ def _of_bounds(measured: Measured) -> list[str]:
     rate = measured.num_workers * full_tokens / full_s
     short_s = cost.predict_s(Shape(num_tokens=SHORT_TOKENS, num_squared=SHORT_TOKENS**2))
     may_break_in = measured.can_interrupt and limits.interruption_share > 0
-    # A pass may be twice what it costs empty, whatever was asked for.
-    longest_s = max(limits.max_pass_s if may_break_in else limits.max_document_pass_s, 2 * cost.fixed_s)
+    longest_s = max(limits.max_pass_s if may_break_in else limits.max_document_pass_s, cost.least_bound_s)
     how = (
         "break in between two layers, most often at once"
         if may_break_in
@@ -131,6 +130,7 @@ def _of_bounds(measured: Measured) -> list[str]:
     )
     return [
         *_table(rows),
+        *([f"Note: {note}."] if (note := measured.times.note) else []),
         "",
         f"Documents in full passes: about {rate:,.0f} tokens a second.",
         f"A query of {SHORT_TOKENS} tokens alone: {short_s * MS:.1f} ms. Among documents queries {how}:",

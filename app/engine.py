@@ -171,6 +171,21 @@ class PassTimes:
     cost: CostModel
     limits: Limits
 
+    @property
+    def note(self) -> str | None:
+        """What to tell of a bound on passes that this device cannot keep; ``None`` where it can."""
+        asked_ms, least_ms = self.limits.max_pass_s * 1000, self.cost.least_bound_s * 1000
+        if asked_ms >= least_ms:
+            return None
+        why = (
+            f"twice the {self.cost.fixed_s * 1000:.1f} ms that a pass takes before it does any work"
+            if self.cost.floor_s < self.cost.least_bound_s
+            else "no pass takes less"
+        )
+        return (
+            f"passes with queries are bounded at {asked_ms:g} ms, which counts as {least_ms:.1f} here: {why}"
+        )
+
 
 @dataclass(slots=True)
 class _Served:
@@ -414,6 +429,9 @@ class Engine:
         limits = replace(limits, max_pass_tokens=calibration.max_pass_tokens)
         cost.fit(calibration.samples)
         logger.info("pass times: %r", cost)
+        times = PassTimes(samples=calibration.samples, cost=cost, limits=limits)
+        if times.note is not None:
+            logger.info("%s", times.note)
         batcher = Batcher(
             [WorkerRunner(worker, cost) for worker in self._workers],
             limits=limits,
@@ -437,7 +455,6 @@ class Engine:
             await decoder.start()
         batcher.start()
         preparation.start()
-        times = PassTimes(samples=calibration.samples, cost=cost, limits=limits)
         return _Served(info=info, preparation=preparation, batcher=batcher, times=times, decoder=decoder)
 
     def _load_options(self, checkpoint: Checkpoint, placement: Placement, device: str) -> LoadOptions:

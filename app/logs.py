@@ -344,6 +344,7 @@ def _columns(*, in_colour: bool, with_date: bool) -> list[Column]:
         Column("items", _Cell(lambda count: f"{count} item" if count == 1 else f"{count} items", dim)),
         Column("tokens", _Cell("{} tokens".format, dim)),
         Column("queue_ms", _Cell("queue {} ms".format, dim)),
+        Column("worker_ms", _Cell("worker {} ms".format, dim)),
         Column("device_ms", _Cell("device {} ms".format, dim)),
         Column("request_id", _Cell("[{}]".format, dim)),
         # Whole, long as it is: what shows traces finds none by a part of it.

@@ -358,6 +358,7 @@ def _told(outcome: Outcome) -> dict[str, object]:
             told |= {
                 "tokens": computed.num_tokens,
                 "queue_ms": round(computed.queue_s * 1000, 1),
+                "worker_ms": round(max(0.0, computed.worker_wait_s) * 1000, 1),
                 "device_ms": round(computed.device_s * 1000, 1),
             }
     if outcome.failure is not None:

@@ -1,6 +1,6 @@
 """How long and how large passes are: what the settings leave open follows from the kind of device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.settings import BatchingSettings
 from batching import Lane, Limits
@@ -66,6 +66,22 @@ def batching_limits(batching: BatchingSettings, *, is_cuda: bool) -> Limits:
             Lane.DOCUMENT: batching.max_document_queue_s,
             Lane.BATCH: batching.max_batch_queue_s,
         },
+    )
+
+
+def settings_in_force(batching: BatchingSettings, limits: Limits) -> BatchingSettings:
+    """The settings, with what they leave open and what memory allows as it came to be.
+
+    A ``max_pass_ms`` that the device cannot keep (``CostModel.least_bound_s``) is told as it was asked for.
+    """
+    return replace(
+        batching,
+        max_batch_size=limits.max_pass_entries,
+        max_pass_ms=round(limits.max_pass_s * 1000, 3),
+        max_document_pass_ms=round(limits.max_document_pass_s * 1000, 3),
+        fill_ms=round(limits.fill_s * 1000, 3),
+        max_pass_tokens=limits.max_pass_tokens,
+        interruption_share=limits.interruption_share,
     )
 
 

@@ -50,6 +50,24 @@ _NOTHING = Shape(num_tokens=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Entries of one lane and one tenant that would like to wait, all of them or none."""
+
+    lane: Lane
+    tenant: str
+    num_entries: int
+    work: Shape | None
+    """``None``: nobody knows yet how long they are."""
+    ticket: Hashable = None
+    """What they are known by if they were refused and come back. ``None``: by nothing."""
+
+    @property
+    def least_work(self) -> Shape:
+        """What they cost, or the least that so many can."""
+        return self.work or Shape(num_tokens=self.num_entries, num_squared=self.num_entries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Excess:
     """How much more than allowed there is of entries, and of work."""
 
@@ -59,6 +77,19 @@ class _Excess:
     @property
     def is_nothing(self) -> bool:
         return self.num_entries <= 0 and self.work_s <= TINY_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Overfull:
+    """Why somebody cannot wait."""
+
+    excess: _Excess
+    """What there would be too much of if he waited, too."""
+    in_the_way: _Excess
+    """The same, beside what is kept for others where that decides."""
+    in_his_way: _Excess
+    """What has to go before he may come in."""
+    waits_behind_promises: bool
 
 
 class Admission:
@@ -112,8 +143,14 @@ class Admission:
             DeadlineUnmeetableError: Their deadline is earlier than they can be done.
         """
         lane = entries[0].lane
-        new = Shape.of(entry.shape for entry in entries)
-        self.check_room(lane, entries[0].tenant, len(entries), new, now_s, ticket=ticket)
+        asked = Asked(
+            lane=lane,
+            tenant=entries[0].tenant,
+            num_entries=len(entries),
+            work=Shape.of(entry.shape for entry in entries),
+            ticket=ticket,
+        )
+        self.check_room(asked, now_s)
         self._refuse_unmeetable(entries, now_s)
         self._promises[lane].redeem(ticket, now_s)
 
@@ -186,10 +223,8 @@ class Admission:
 
     # Is there room.
 
-    def check_room(
-        self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float, *, ticket: Hashable = None
-    ) -> None:
-        """Return if there is room in a lane for so many entries of a tenant, of this shape together.
+    def check_room(self, asked: Asked, now_s: float) -> None:
+        """Return if there is room for these.
 
         Who is refused finds it when he comes back at his time with the same ticket.
 
@@ -197,75 +232,96 @@ class Admission:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
             QueueFullError: They are more than the lane may hold now.
         """
-        queue, max_entries = self._lanes[lane], self._limits.max_waiting_entries[lane]
-        if num_new > max_entries:
-            raise SubmissionTooLargeError(lane, what="entries", limit=max_entries, num_new=num_new)
-        if not queue:
+        lane, max_entries = asked.lane, self._limits.max_waiting_entries[asked.lane]
+        if asked.num_entries > max_entries:
+            raise SubmissionTooLargeError(lane, what="entries", limit=max_entries, num_new=asked.num_entries)
+        overfull = self._overfull(asked, now_s)
+        if overfull is None:
             return
-        is_back = self._promises[lane].is_due(ticket, now_s)
-        excess = self._excess(lane, num_new, new)
+        # If he came for a promise it is used up: he gets another one.
+        self._promises[lane].redeem(asked.ticket, now_s)
+        wait_s = self._keep(asked, self._wait_s(asked, overfull, now_s), now_s)
+        raise self._refusal(asked, overfull, wait_s)
+
+    def _overfull(self, asked: Asked, now_s: float) -> _Overfull | None:
+        """Why there is no room for these; ``None`` if there is."""
+        if not self._lanes[asked.lane]:
+            return None
+        is_back = self._promises[asked.lane].is_due(asked.ticket, now_s)
+        excess = self._excess(asked)
         # What is kept for others is not kept from him for whom some of it was; and who finds no room anyway
         # need not be weighed against it, which takes longer than all else here.
         is_weighed = excess.is_nothing and not is_back
-        in_the_way = self._beside_promises(lane, excess, now_s) if is_weighed else excess
+        in_the_way = self._beside_promises(asked.lane, excess, now_s) if is_weighed else excess
         if in_the_way.is_nothing:
-            return
+            return None
         # It was foreseen that there would be room, so what was foreseen wrongly must not be put down to him.
         if is_back:
-            counted = self._as_one_lane_full(excess, lane, num_new, new)
-            if self._without(_OVERDRAFT_OF_RETURNS, lane, counted).is_nothing:
-                return
-        holds_little = self._holds_little(lane, tenant, num_new, new, now_s, ticket=ticket)
-        beyond = self._without(_OVERDRAFT, lane, excess) if holds_little else excess
-        if holds_little and beyond.is_nothing:
-            return
-        self._promises[lane].redeem(ticket, now_s)
-        wait_s = self._wait_s(lane, tenant, beyond, now_s, behind_promises=not holds_little)
-        wait_s = self._keep(lane, tenant, num_new, new, wait_s, now_s, ticket=ticket)
+            counted = self._as_one_lane_full(excess, asked)
+            if self._without(_OVERDRAFT_OF_RETURNS, asked.lane, counted).is_nothing:
+                return None
+        holds_little = self._holds_little(asked, now_s)
+        in_his_way = self._without(_OVERDRAFT, asked.lane, excess) if holds_little else excess
+        if holds_little and in_his_way.is_nothing:
+            return None
+        return _Overfull(
+            excess=excess,
+            in_the_way=in_the_way,
+            in_his_way=in_his_way,
+            # Who holds little finds his room beside what is promised.
+            waits_behind_promises=not holds_little,
+        )
+
+    def _refusal(self, asked: Asked, overfull: _Overfull, wait_s: float) -> QueueFullError:
+        lane, excess, in_the_way = asked.lane, overfull.excess, overfull.in_the_way
         if in_the_way.num_entries > 0:
-            raise QueueFullError(
+            return QueueFullError(
                 lane,
                 what="entries",
-                num_waiting=len(queue),
-                limit=max_entries,
-                num_new=num_new,
+                num_waiting=len(self._lanes[lane]),
+                limit=self._limits.max_waiting_entries[lane],
+                num_new=asked.num_entries,
                 retry_after_s=wait_s,
                 num_kept=in_the_way.num_entries - excess.num_entries,
             )
-        raise QueueFullError(
+        return QueueFullError(
             lane,
             what="seconds of work",
             num_waiting=round(self.waiting_s(lane), 3),
             limit=self._limits.max_waiting_s[lane],
-            num_new=round(self._backlog_s(new, num_new) / self.num_ready, 3),
+            num_new=round(self._backlog_s(asked.least_work, asked.num_entries) / self.num_ready, 3),
+            is_at_least=asked.work is None,
             retry_after_s=wait_s,
             num_kept=round((in_the_way.work_s - excess.work_s) / self.num_ready, 3),
         )
 
-    def _excess(self, lane: Lane, num_new: int, new: Shape) -> _Excess:
-        """What would be too much in a lane with these in it, too; negative where there is room."""
-        queue = self._lanes[lane]
-        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+    def _excess(self, asked: Asked) -> _Excess:
+        """What would be too much in their lane with these in it, too; negative where there is room."""
+        queue, num_entries = self._lanes[asked.lane], len(self._lanes[asked.lane]) + asked.num_entries
+        work_s = self._backlog_s(Shape.of((queue.shape, asked.least_work)), num_entries)
         return _Excess(
-            num_entries=len(queue) + num_new - self._limits.max_waiting_entries[lane],
-            work_s=self._backlog_s(Shape.of((queue.shape, new)), len(queue) + num_new) - max_s,
+            num_entries=num_entries - self._limits.max_waiting_entries[asked.lane],
+            work_s=work_s - self._max_work_s(asked.lane),
         )
 
-    def _as_one_lane_full(self, excess: _Excess, lane: Lane, num_new: int, new: Shape) -> _Excess:
+    def _max_work_s(self, lane: Lane) -> float:
+        """Device seconds that may wait in a lane."""
+        return self._limits.max_waiting_s[lane] * self.num_ready
+
+    def _as_one_lane_full(self, excess: _Excess, asked: Asked) -> _Excess:
         """The same, but work that is more than a lane may hold counts as that much.
 
         It may wait in an empty lane, and his moment is when the lane will be nearly so.
         """
-        max_s = self._limits.max_waiting_s[lane] * self.num_ready
-        larger_s = max(0.0, self._backlog_s(new, num_new) - max_s)
+        own_s = self._backlog_s(asked.least_work, asked.num_entries)
+        larger_s = max(0.0, own_s - self._max_work_s(asked.lane))
         return _Excess(num_entries=excess.num_entries, work_s=excess.work_s - larger_s)
 
     def _without(self, overdraft: float, lane: Lane, excess: _Excess) -> _Excess:
         """What of it is too much even for who may go beyond the bound by such a part of it."""
-        max_s = self._limits.max_waiting_s[lane] * self.num_ready
         return _Excess(
             num_entries=excess.num_entries - int(overdraft * self._limits.max_waiting_entries[lane]),
-            work_s=excess.work_s - overdraft * max_s,
+            work_s=excess.work_s - overdraft * self._max_work_s(lane),
         )
 
     def _beside_promises(self, lane: Lane, excess: _Excess, now_s: float) -> _Excess:
@@ -274,38 +330,35 @@ class Admission:
         num_promised, promised_s = book.total(now_s)
         if not num_promised:
             return excess
-        max_s = self._limits.max_waiting_s[lane] * self.num_ready
+        max_s = self._max_work_s(lane)
         speed = max_s / max(TINY_S, self._time_to_room_s(lane, max_s, now_s))
         kept_s = book.most_in_the_way(now_s, work_s=excess.work_s + max_s, speed=speed)
         num_kept = round(num_promised * kept_s / promised_s) if promised_s > 0 else num_promised
         return _Excess(num_entries=excess.num_entries + num_kept, work_s=excess.work_s + kept_s)
 
-    def _holds_little(
-        self, lane: Lane, tenant: str, num_new: int, new: Shape, now_s: float, *, ticket: Hashable
-    ) -> bool:
+    def _holds_little(self, asked: Asked, now_s: float) -> bool:
         """Whether a tenant has nothing waiting and nothing promised, or no more of both than its part."""
-        queue = self._lanes[lane]
-        num_waiting, waiting = queue.waiting_of(tenant)
-        num_promised, promised_s = self._promises[lane].total_of(tenant, now_s, but_for=ticket)
+        lane, queue = asked.lane, self._lanes[asked.lane]
+        num_waiting, waiting = queue.waiting_of(asked.tenant)
+        num_promised, promised_s = self._promises[lane].total_of(asked.tenant, now_s, but_for=asked.ticket)
         num_tenants = queue.num_tenants + (num_waiting == 0)
         if not num_waiting + num_promised:
             return True
-        max_s = self._limits.max_waiting_s[lane] * self.num_ready
-        own_s = self._backlog_s(Shape.of((waiting, new)), num_waiting + num_new) + promised_s
+        own = Shape.of((waiting, asked.least_work))
+        own_s = self._backlog_s(own, num_waiting + asked.num_entries) + promised_s
+        num_own = num_waiting + num_promised + asked.num_entries
         return (
-            num_waiting + num_promised + num_new <= self._limits.max_waiting_entries[lane] / num_tenants
-            and own_s <= max_s / num_tenants + TINY_S
+            num_own <= self._limits.max_waiting_entries[lane] / num_tenants
+            and own_s <= self._max_work_s(lane) / num_tenants + TINY_S
         )
 
-    def _wait_s(
-        self, lane: Lane, tenant: str, excess: _Excess, now_s: float, *, behind_promises: bool
-    ) -> float:
-        """In what time so much of a lane will have gone that there is room for a tenant's new entries.
-
-        Who holds little finds his room beside what is promised, and does not wait behind it.
-        """
+    def _wait_s(self, asked: Asked, overfull: _Overfull, now_s: float) -> float:
+        """In what time so much of a lane will have gone that there is room for these."""
+        lane, excess = asked.lane, overfull.in_his_way
         queue = self._lanes[lane]
-        num_promised, promised_s = self._promises[lane].total(now_s) if behind_promises else (0, 0.0)
+        num_promised, promised_s = 0, 0.0
+        if overfull.waits_behind_promises:
+            num_promised, promised_s = self._promises[lane].total(now_s)
         all_s = self._backlog_s(queue.shape, len(queue))
         num_over, over_s = excess.num_entries + num_promised, excess.work_s + promised_s
         if num_promised:
@@ -315,7 +368,7 @@ class Admission:
         else:
             leaving_s = self._time_to_leave_s(lane, num_over, over_s)
         # What is served to the other tenants meanwhile they may send again; but not more than all goes.
-        num_tenants = queue.num_tenants + (queue.waiting_of(tenant)[0] == 0)
+        num_tenants = queue.num_tenants + (queue.waiting_of(asked.tenant)[0] == 0)
         leaving_s = max(leaving_s, min(num_tenants * leaving_s, all_s))
         # When all that waits has gone, those who come back before these have still to go.
         leaving_s += max(0.0, over_s - all_s)
@@ -323,28 +376,23 @@ class Admission:
             leaving_s = max(leaving_s, all_s + promised_s * (num_over - len(queue)) / num_promised)
         return self._time_to_room_s(lane, leaving_s, now_s)
 
-    def _keep(
-        self,
-        lane: Lane,
-        tenant: str,
-        num_new: int,
-        new: Shape,
-        wait_s: float,
-        now_s: float,
-        *,
-        ticket: Hashable,
-    ) -> float:
-        """Keep room for a refused submission, if it can be known again. Returns the wait that it is told."""
-        if ticket is None or wait_s > MAX_WAIT_S:
+    def _keep(self, asked: Asked, wait_s: float, now_s: float) -> float:
+        """Keep room for who is refused, if he can be known again. Returns the wait that he is told."""
+        if asked.ticket is None or wait_s > MAX_WAIT_S:
             return wait_s
-        queue, limits = self._lanes[lane], self._limits
+        queue, limits = self._lanes[asked.lane], self._limits
         # Its part of full passes, as small ones share what a pass costs anyway. Never less than the average
         # of what waits: before they are tokenised nobody knows how long they are.
         shared = 1 + self._cost.fixed_s / self._cost.room_s(limits.max_pass_s)
         average_s = self._backlog_s(queue.shape, len(queue)) / len(queue)
-        work_s = max(self._cost.predict_work_s(new) * shared, average_s * num_new)
-        own = Promise(tenant=tenant, num_entries=num_new, work_s=work_s, due_s=now_s + wait_s)
-        kept = self._promises[lane].keep(ticket, own)
+        own_s = self._cost.predict_work_s(asked.least_work) * shared
+        own = Promise(
+            tenant=asked.tenant,
+            num_entries=asked.num_entries,
+            work_s=max(own_s, average_s * asked.num_entries),
+            due_s=now_s + wait_s,
+        )
+        kept = self._promises[asked.lane].keep(asked.ticket, own)
         return kept.due_s - now_s if kept.due_s > now_s else wait_s
 
     def _time_to_room_s(self, lane: Lane, leaving_s: float, now_s: float) -> float:

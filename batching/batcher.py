@@ -324,7 +324,7 @@ class Batcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._ends.setdefault(slot, error)
         if slot in self._ends:
-            self._scheduler.retire(slot)
+            self._scheduler.retire(slot, self._clock())
             _logger.error("%s has ended", task.get_name(), exc_info=self._ends[slot])
             self._notify()
             self._give_up_if_last()

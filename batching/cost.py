@@ -173,13 +173,17 @@ class CostModel:
             + self._per_image_token_s * shape.num_image_tokens
         )
 
-    def room_s(self, pass_s: float) -> float:
-        """How much work fits into a pass of so many seconds.
+    @property
+    def least_bound_s(self) -> float:
+        """What a pass may take, whatever was asked for: what any pass takes, and twice what it costs empty.
 
-        Below the floor more of it costs nothing. And a pass may be twice what it costs empty, whatever was
-        asked for: on a device that is slow today a shorter one would spend its time on nothing.
+        On a device that is slow today a shorter one would spend its time on nothing.
         """
-        return max(pass_s, self.floor_s, 2 * self.fixed_s) - self.fixed_s
+        return max(self.floor_s, 2 * self.fixed_s)
+
+    def room_s(self, pass_s: float) -> float:
+        """How much work fits into a pass of so many seconds. Below the floor more of it costs nothing."""
+        return max(pass_s, self.least_bound_s) - self.fixed_s
 
     def predict_backlog_s(self, work: Shape, *, num_passes: int) -> float:
         """Device seconds for this work, cut into so many passes."""

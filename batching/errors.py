@@ -32,6 +32,7 @@ class QueueFullError(BatchingError):
         num_new: float,
         retry_after_s: float,
         num_kept: float = 0,
+        is_at_least: bool = False,
     ) -> None:
         """Say what there is too much of.
 
@@ -43,11 +44,12 @@ class QueueFullError(BatchingError):
             num_new: How much of it the request would add.
             retry_after_s: When there will be room.
             num_kept: How much of it is kept for requests that were told to come back.
+            is_at_least: Nobody knows yet how much the request would add; no less than that.
         """
         kept = f"{num_kept:.9g} are kept for requests that come back, " if num_kept else ""
         super().__init__(
             f"the {lane} lane is full: {num_waiting:.9g} {what} are waiting, {kept}{limit:.9g} are allowed, "
-            f"and the request brings {num_new:.9g}"
+            f"and the request brings {'at least ' if is_at_least else ''}{num_new:.9g}"
         )
         self.lane = lane
         self.what = what
@@ -56,6 +58,7 @@ class QueueFullError(BatchingError):
         self.num_new = num_new
         self.retry_after_s = retry_after_s
         self.num_kept = num_kept
+        self.is_at_least = is_at_least
 
 
 class SubmissionTooLargeError(BatchingError):

@@ -45,7 +45,7 @@ from heapq import heapify, heappop, heappush
 from itertools import chain, count
 from math import inf
 
-from batching.admission import Admission
+from batching.admission import Admission, Asked
 from batching.cost import CostModel, Shape
 from batching.lanes import LaneQueue
 from batching.limits import Limits
@@ -187,9 +187,9 @@ class Scheduler:
             SubmissionTooLargeError: They are more than the lane may hold even when it is empty.
             QueueFullError: They are more than the lane may hold now, however little each of them costs.
         """
-        least = Shape(num_tokens=num_entries, num_squared=num_entries)
+        asked = Asked(lane=lane, tenant=tenant, num_entries=num_entries, work=None, ticket=ticket)
         try:
-            self._admission.check_room(lane, tenant, num_entries, least, now_s, ticket=ticket)
+            self._admission.check_room(asked, now_s)
         except Exception:
             self._tallies[lane].num_refused += num_entries
             raise
@@ -230,10 +230,16 @@ class Scheduler:
             lines.absent_since_s = None
         elif not is_ready and lines.absent_since_s is None:
             lines.absent_since_s = now_s
+        self._waste.set_num_slots(self._num_ready, now_s)
 
-    def retire(self, slot: int) -> None:
+    def retire(self, slot: int, now_s: float) -> None:
         """Take note that the runner of a slot will never be ready again."""
         self._slots[slot].absent_since_s = -inf
+        self._waste.set_num_slots(self._num_ready, now_s)
+
+    @property
+    def _num_ready(self) -> int:
+        return sum(lines.is_ready for lines in self._slots)
 
     # Passes.
 
@@ -258,7 +264,8 @@ class Scheduler:
     def next_event_s(self, now_s: float) -> float | None:
         """When to ask again even though nothing has happened.
 
-        At a deadline, at the end of a linger, at the last moment to hand out an urgent pass.
+        At a deadline, at the end of a linger, at the last moment to hand out an urgent pass. That last one is
+        told as if nothing flowed into the budget of waste meanwhile: it may be a little late.
 
         ``None``: only an arrival or the end of a pass changes anything.
         """
@@ -315,7 +322,8 @@ class Scheduler:
     ) -> tuple[Entry, ...]:
         """Let the entries of a pass that came back without results run again, as far as that makes sense.
 
-        Entries that were cancelled or expired under way are left out.
+        Entries that were cancelled or expired under way are left out. What was charged for the pass stays so:
+        how much of the device's time it took is not known.
 
         Args:
             failed: The pass.
@@ -576,7 +584,7 @@ class Scheduler:
         is_worth_it = self._waste.left_s(now_s) > TINY_S or self._nobody_can_join(now_s)
         if is_worth_it and self._owed_lane() is None:
             return max(now_s, patient_s)
-        return max(lines.documents_since_s + self._limits.max_pass_s, patient_s)
+        return max(lines.documents_since_s + self._pass_bound_s, patient_s)
 
     def _patient_until_s(self, now_s: float) -> float:
         """Until when queries wait for others to share their pass, where they could break in now.
@@ -592,8 +600,8 @@ class Scheduler:
         if oldest_s is None:
             return -inf
         deadline_s = min((entry.deadline_s for entry in queue if entry.deadline_s is not None), default=inf)
-        patience_s = self._waste.spent_part(now_s) * self._limits.max_pass_s
-        return min(oldest_s + patience_s, deadline_s - self._limits.max_pass_s)
+        patience_s = self._waste.spent_part(now_s) * self._pass_bound_s
+        return min(oldest_s + patience_s, deadline_s - self._pass_bound_s)
 
     def _nobody_can_join(self, now_s: float) -> bool:
         """Whether the next pass of queries is as full as it may be, or runs apart."""
@@ -644,7 +652,7 @@ class Scheduler:
             return 0.0
         # The fuller passes are, the less is wasted; and the longer queries take.
         is_short = self._waste.spent_part(now_s) > _FILL_WHEN_SPENT
-        fill_s = self._limits.max_pass_s if is_short else self._limits.fill_s
+        fill_s = self._pass_bound_s if is_short else self._limits.fill_s
         return max(fill_s, self._cost.floor_s) - self._cost.fixed_s
 
     def _reserve_s(self, lane: Lane) -> float:
@@ -652,7 +660,7 @@ class Scheduler:
         if not self._lanes[lane] or self._lanes[lane].group:
             return 0.0
         share = self._limits.shares.get(lane, 0.0)
-        return min(self._credit_s.get(lane, 0.0), share * self._limits.max_pass_s)
+        return min(self._credit_s.get(lane, 0.0), share * self._pass_bound_s)
 
     def _add(self, lane: Lane, chosen: list[Entry], room: Room, *, keep_s: float = 0.0) -> None:
         picked = self._pick(lane, room, keep_s=keep_s)
@@ -671,6 +679,11 @@ class Scheduler:
         if lane is Lane.QUERY or queue.num_overtakings >= _MAX_OVERTAKINGS:
             return in_order(queue, room, keep_s)
         return best_fit(queue, room, keep_s)
+
+    @property
+    def _pass_bound_s(self) -> float:
+        """How long a pass with queries may be: what was asked for, if the device can keep it."""
+        return max(self._limits.max_pass_s, self._cost.least_bound_s)
 
     def _document_pass_s(self, now_s: float) -> float:
         """How long a pass without queries may be now."""

@@ -34,11 +34,11 @@ class LaneStatistics:
     oldest_wait_s: float
     """How long the one that has waited longest has been here; 0 if nothing waits."""
     num_running: int
-    """Entries in passes that run now, without those that nobody waits for any more."""
+    """Entries in passes that are out, staged ones included, without those that nobody waits for any more."""
     num_admitted: int
     """Entries taken in since the start."""
     num_refused: int
-    """Entries turned away because the lane was full."""
+    """Entries turned away: the lane was full, could never hold their request, or had no time for them."""
     num_done: int
     """Entries that got a result."""
     num_failed: int

@@ -24,10 +24,20 @@ class WasteBudget:
             share: Part of the time of all devices that may be wasted; 0 for none.
             num_slots: How many devices there are.
         """
+        self._share = share
         self._rate = share * num_slots
-        self._most_s = self._rate * _BURST_S
         self._left_s = self._most_s
         self._at_s = -inf
+
+    @property
+    def _most_s(self) -> float:
+        return self._rate * _BURST_S
+
+    def set_num_slots(self, num_slots: int, now_s: float) -> None:
+        """From now on so many devices share what may be wasted."""
+        self._refill(now_s)
+        self._rate = self._share * num_slots
+        self._left_s = min(self._left_s, self._most_s)
 
     def left_s(self, now_s: float) -> float:
         """What may be wasted now; negative after a pass that wasted more than there was."""

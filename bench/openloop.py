@@ -303,7 +303,7 @@ class _Block:
         )
         content = await answered
         self._log.scrapes.append(Scrape(at_s=self._now_s(), content=content))
-        connection.close()
+        self._forget(connection)
 
     async def _connect(self) -> _Connection:
         self._num_connections += 1
@@ -363,15 +363,19 @@ class _Block:
         """Send on an idle connection, or on a new one."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.was_used and self._now_s() > _SPARE_S:
-                connection.close()
-            elif connection.is_open:
+            if connection.is_open and (connection.was_used or self._now_s() <= _SPARE_S):
                 self._send_on(connection, body, intended_s, on_end)
                 return
+            self._forget(connection)
         if self._num_connections >= MAX_CONNECTIONS:
             on_end(self._unanswered(body, intended_s, was_sent=False))
             return
         self._in_background(self._send_on_new(body, intended_s, on_end))
+
+    def _forget(self, connection: _Connection) -> None:
+        connection.close()
+        self._num_connections -= 1
+        self._open.discard(connection)
 
     async def _send_on_new(self, body: int, intended_s: float, on_end: Callable[[Sent], None]) -> None:
         try:
@@ -404,8 +408,7 @@ class _Block:
             done_s = self._now_s()
             timer.cancel()
             if status == NO_ANSWER:
-                self._num_connections -= 1
-                self._open.discard(connection)
+                self._forget(connection)
             else:
                 self._idle.append(connection)
             on_end(replace(sent, done_s=done_s, status=status, head=head, content=content))
@@ -451,6 +454,7 @@ class _Block:
         if connection.is_open:
             self._send_document(connection)
         else:
+            self._forget(connection)
             self._in_background(self._replace_document_connection())
 
     async def _replace_document_connection(self) -> None:

@@ -123,24 +123,22 @@ def curve_of(run: Run, name: str, values: Sequence[str]) -> str | None:
     if not all(is_number(value) and float(value) > 0 for value in values) or len(values) < 2:
         return None
     tails = [tail_of(run.all_latencies_s(f"{name}={value}")) for value in values]
-    points = [
+    p99s = [
         (float(value), tail.p99_ms)
         for value, tail in zip(values, tails, strict=True)
         if tail.p99_ms is not None and math.isfinite(tail.p99_ms)
     ]
-    if len(points) < len(values):
+    if len(p99s) < len(values):
         return None
+    p50s = [(float(value), tail.p50_ms) for value, tail in zip(values, tails, strict=True)]
     ratios = [run.over_raw(f"{name}={value}") for value in values]
     ticks = [
         (float(value), value if ratio is None else f"{value} ({ratio.median:.2f} of RAW)")
         for value, ratio in sorted(zip(values, ratios, strict=True), key=lambda pair: float(pair[0]))
     ]
     return chart(
-        f"A query's p99 over {name}, and useful tokens",
+        f"A query's p50 and p99 over {name}, and useful tokens",
         Axis(label=name, ticks=ticks),
-        decades("milliseconds", [y for _, y in points]),
-        [
-            Line(name="p99", points=sorted(points)),
-            Line(name="p50", points=sorted((float(v), t.p50_ms) for v, t in zip(values, tails, strict=True))),
-        ],
+        decades("milliseconds", [y for _, y in p99s + p50s]),
+        [Line(name="p99", points=sorted(p99s)), Line(name="p50", points=sorted(p50s))],
     )

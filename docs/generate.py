@@ -1,4 +1,4 @@
-"""Writes the generated parts of the documentation: the tables of settings, of measurements and of metrics.
+"""Writes the generated parts of the documentation: tables of settings, measurements, metrics and fields.
 
     python docs/generate.py           write them
     python docs/generate.py --check   fail if they are not what they should be
@@ -21,9 +21,13 @@ from typing import Any
 
 from app.metric_families import LABELS, SECTIONS, Family
 from app.settings import Settings
+from batching import LaneStatistics
+from model.worker import WorkerStatistics
 
 README = Path(__file__).parents[1] / "README.md"
 METRICS = Path(__file__).parent / "metrics.md"
+CHOOSING_TAU = Path(__file__).parent / "choosing-tau.md"
+MONITORING = Path(__file__).parent / "monitoring.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 
 MEASUREMENTS = [
@@ -87,11 +91,36 @@ def lanes_table(engine: str) -> str:
     return "\n".join(["| Ratio | Median | 95 % interval |", "|---|---|---|", *rows])
 
 
+def varied_table(engine: str, setting: str) -> str:
+    """Lanes with several values of a setting, from one stored run, as a Markdown table."""
+    result = json.loads((RESULTS / f"lanes-{engine}-cpu-{setting}.json").read_text())
+    name = setting.replace("-", "_")
+    rows = [
+        f"| `{name}` | p50, ms | p99, ms | p99 over that of queries alone | tokens over the bare workers' |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, told in result["arms"].items():
+        if not arm.startswith(setting):
+            continue
+        latency = told["latency_ms"]
+        times = f"{latency['p50']:.0f} | {latency['p99']:.0f}"
+        ratios = (result["ratios"][f"{arm} / {other}"] for other in ("Q, p99", "RAW, useful tokens"))
+        cells = (f"{one['median']:.2f} ({one['ci95'][0]:.2f} to {one['ci95'][1]:.2f})" for one in ratios)
+        rows.append(f"| {arm.removeprefix(f'{setting}=')} | {times} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def measurement_row(text: str, ratio: Mapping[str, Any]) -> str:
     """One ratio: two digits behind the point, one from ten upwards."""
     digits = 2 if ratio["median"] < 10 else 1
     low, high = ratio["ci95"]
     return f"| {text} | **{ratio['median']:.{digits}f}** | {low:.{digits}f} to {high:.{digits}f} |"
+
+
+def fields_table(group: type) -> str:
+    """The fields of a snapshot and their meaning, as a Markdown table."""
+    rows = [f"| `{name}` | {text} |" for name, text in field_docstrings(group)]
+    return "\n".join(["| Field | Meaning |", "|---|---|", *rows])
 
 
 def metrics_tables() -> str:
@@ -139,6 +168,14 @@ GENERATED = {
         "lanes": partial(lanes_table, "sleeping-7b"),
         "lanes with MiniLM": partial(lanes_table, "minilm"),
         "measurements": measurements_table,
+    },
+    CHOOSING_TAU: {
+        "tau": partial(varied_table, "sleeping-7b", "max-pass-ms"),
+        "share": partial(varied_table, "minilm", "interruption-share"),
+    },
+    MONITORING: {
+        "queues": partial(fields_table, LaneStatistics),
+        "workers": partial(fields_table, WorkerStatistics),
     },
     METRICS: {"metrics": metrics_tables, "labels": labels_table, "values": values_table},
 }

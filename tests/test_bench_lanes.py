@@ -41,6 +41,7 @@ from bench.report import Ratio
 from bench.scrape import device_seconds, histogram_p99, samples_of
 from bench.serve import settings_of
 from bench.sleeping import EAGER_7B, GRAPHS_7B, SleepingEncoder, Timing, row_of, sleeping_info
+from bench.tables import curve_of
 from bench.tails import (
     Punctuality,
     Rates,
@@ -779,6 +780,23 @@ def test_lines_go_up_where_values_do():
     (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line.attrib["points"].split())
     assert x1 < x2
     assert y1 > y2
+
+
+def test_the_curve_over_a_setting_shows_its_medians_as_well_as_its_tails():
+    """Medians that lay below the axis were drawn along its border."""
+    run = Run()
+    for value, median_s in (("1", 0.010), ("2", 0.020)):
+        latencies_s = [median_s] * 980 + [0.8 + median_s] * 20
+        run.blocks[f"x={value}"] = [replace(block(0.1), latencies_s=latencies_s)]
+    run.raw_per_s = [[100.0] * 3]
+    svg = curve_of(run, "x", ["1", "2"])
+    assert svg is not None
+    ends = {}
+    for line, name in zip(
+        ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline"), ("p99", "p50"), strict=True
+    ):
+        ends[name] = [float(point.split(",")[1]) for point in line.attrib["points"].split()]
+    assert ends["p50"][0] > ends["p50"][1] > ends["p99"][0] > ends["p99"][1]
 
 
 def test_an_axis_holds_its_values():

@@ -22,8 +22,10 @@ from app.dialects.original import (
     translate_texts,
 )
 from app.dialects.translation import Translation
+from app.engine import EngineNotReadyError
 from app.outputs import texts_answer
 from app.pages import UI
+from app.pass_limits import settings_in_force
 from app.routes.models import model_card
 from app.routes.translated import embed_translated, respond
 from app.services import services_of
@@ -66,13 +68,17 @@ def status_of(request: Request[Any, Any, Any]) -> dict[str, Any]:
     services = services_of(request)
     engine, settings = services.engine, services.settings
     state = engine.state
+    try:
+        batching = settings_in_force(settings.batching, engine.limits)
+    except EngineNotReadyError:
+        batching = settings.batching
     return {
         "service": "laneway",
         "status": "ready" if state.is_ready else "unavailable",
         "stage": state.stage,
         "model": model_card(services) if state.is_ready else None,
         "configuration": {
-            "batching": dataclasses.asdict(settings.batching),
+            "batching": dataclasses.asdict(batching),
             "limits": dataclasses.asdict(settings.limits),
             "media": dataclasses.asdict(settings.media),
             "images": dataclasses.asdict(settings.images),

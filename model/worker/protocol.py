@@ -88,9 +88,13 @@ class WorkerStatistics:
     """What a worker tells of itself, read at any time."""
 
     is_ready: bool
+    """It takes passes."""
     pid: int | None
+    """Of its process. ``None``: it has none."""
     num_restarts: int
+    """How often its process was started again."""
     num_passes: int
+    """Passes that gave rows, of all its processes, those of warming up and of measuring included."""
     rss_bytes: int | None
     """Resident memory of the process, shared pages included."""
     device: str = "cpu"
@@ -98,7 +102,7 @@ class WorkerStatistics:
     gpu_uuid: str | None = None
     """Which card that is, as NVML names it. ``None``: it is no card, or the worker has not loaded."""
     device_s: float = 0.0
-    """Device time of the passes that gave rows, of all processes that the worker had."""
+    """Device time of these passes."""
     num_out_of_memory: int = 0
     """Passes that did not fit."""
     memory: DeviceMemory | None = None

@@ -175,6 +175,7 @@ class FakeEngine:
             ),
             queue_s=self.queue_s,
             compute_s=0.004,
+            worker_wait_s=0.0007,
         )
 
     @property

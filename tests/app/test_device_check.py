@@ -68,6 +68,31 @@ def test_where_nothing_may_be_wasted_queries_wait_for_the_pass():
     )
 
 
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (
+            [(8, 0.0108), (64, 0.0164), (1024, 0.1124)],
+            "Note: passes with queries are bounded at 5 ms, which counts as 20.0 here: twice the 10.0 ms that a pass takes before it does any work.",
+        ),
+        (
+            [(size, max(0.02, size * 31.25e-6)) for size in (8, 64, 256, 1024, 2048, 4096)],
+            "Note: passes with queries are bounded at 5 ms, which counts as 20.0 here: no pass takes less.",
+        ),
+    ],
+)
+def test_a_bound_that_the_device_cannot_keep_is_told(samples: list[tuple[int, float]], words: str):
+    one = measured()
+    cost = CostModel()
+    cost.fit(
+        [(Shape(num_tokens=size, num_squared=size * min(size, 128)), took_s) for size, took_s in samples]
+    )
+    limits = batching_limits(BatchingSettings(max_pass_ms=5), is_cuda=True)
+    text = "\n".join(describe(replace(one, times=replace(one.times, cost=cost, limits=limits))))
+    assert words in text
+    assert "Note" not in "\n".join(describe(one))
+
+
 def test_the_command_measures_the_embedded_model():
     program = str(Path(sys.executable).with_name("laneway"))
     command = [program, "check", "--device", "--workers", "1"]

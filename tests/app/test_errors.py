@@ -108,7 +108,7 @@ TABLE = [
             "rate_limit_error",
             "queue_full",
             None,
-            "The query lane is full: 2048 inputs are waiting, 2048 are allowed, and the request brings 1.",
+            "The query lane is full: 2048 inputs are waiting, 2048 are allowed, and the request brings 1; come again in 1.235 seconds.",
         ),
     ),
     (

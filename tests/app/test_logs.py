@@ -104,6 +104,7 @@ async def test_a_request_is_one_line_with_all_that_is_known_of_it(stderr: Writte
         "items": 2,
         "tokens": 3,
         "queue_ms": 1.5,
+        "worker_ms": 0.7,
         "device_ms": 4.0,
     }
 
@@ -244,7 +245,9 @@ def test_an_exception_in_a_request_is_shown_without_its_words(
     assert outside["exception"].endswith(f"ValueError: {TEXT}")
 
 
-@pytest.mark.parametrize("value", ["\udcff", 2**70, {1: "x"}, {(1, 2): "x"}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["\udcff", 2**70, {1: "x"}, {(1, 2): "x"}, object()], ids=lambda value: type(value).__name__
+)
 def test_whatever_is_told_becomes_json(stderr: Written, value: object):
     """A path that is no UTF-8 must not cost the line."""
     configure_logging(LogLevel.INFO, LogFormat.JSON)
@@ -287,11 +290,11 @@ def record_of(level: int, message: str, **told: object) -> logging.LogRecord:
 
 
 def test_a_text_line_says_what_a_request_took():
-    record = record_of(logging.INFO, "POST /v1/embeddings 200 12.5 ms", status=200, lane="query", model="tiny", items=1, tokens=9, queue_ms=0.2, device_ms=8.1)  # fmt: skip
+    record = record_of(logging.INFO, "POST /v1/embeddings 200 12.5 ms", status=200, lane="query", model="tiny", items=1, tokens=9, queue_ms=0.2, worker_ms=0.4, device_ms=8.1)  # fmt: skip
     shown = TextFormatter().format(record)
     assert re.match(r"\d\d:\d\d:\d\d ", shown)
     assert shown[9:] == (
-        "info    POST /v1/embeddings 200 12.5 ms query 1 item 9 tokens queue 0.2 ms device 8.1 ms [mine]"
+        "info    POST /v1/embeddings 200 12.5 ms query 1 item 9 tokens queue 0.2 ms worker 0.4 ms device 8.1 ms [mine]"
     )
 
 

@@ -266,6 +266,18 @@ async def test_the_root_tells_status_and_configuration():
     assert {"/v1/embeddings", "/embeddings/fused", "/v2/embed"} <= set(body["endpoints"])
 
 
+async def test_the_root_tells_the_bounds_in_force():
+    """Most settings of passes are left to the device: zero and null would say nothing."""
+    engine = FakeEngine()
+    batching = (await Gateway(engine).get("/")).json["configuration"]["batching"]
+    limits = engine.limits
+    assert batching["max_pass_ms"] == limits.max_pass_s * 1000 > 0
+    assert batching["max_document_pass_ms"] == limits.max_document_pass_s * 1000
+    assert batching["fill_ms"] == limits.fill_s * 1000
+    assert batching["max_pass_tokens"] == limits.max_pass_tokens > 0
+    assert batching["interruption_share"] == limits.interruption_share > 0
+
+
 async def test_the_root_answers_while_the_model_loads():
     body = (await Gateway(FakeEngine(stage="loading weights 43%")).get("/")).json
     assert (body["status"], body["stage"], body["model"]) == ("unavailable", "loading weights 43%", None)

@@ -4,16 +4,17 @@ import asyncio
 import gc
 import logging
 import re
+import select
 import socket
 import threading
-import time
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, NoReturn
 
 import pytest
+from typing_extensions import override
 
-from app.connection import MAX_HEAD_BYTES
+from app.connection import MAX_HEAD_BYTES, AnswerWriter
 from app.logs import request_id_var
 from app.server import BindError, bind_socket, url_of
 from app.settings import ServerSettings
@@ -428,18 +429,23 @@ def test_a_head_request_is_answered_without_a_body(server: Running):
 
 def test_an_answers_head_and_body_come_together():
     """Apart they wake the client twice, and on a busy machine each time costs a switch to it and back."""
+    clients: list[Client] = []
+    came_early: list[bool] = []
 
     async def busy(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await live(receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        time.sleep(0.05)  # noqa: ASYNC251 - the loop's turn goes on, and the client could read what is there
+        # Within the loop's turn, so that nothing can leave meanwhile but by a call of its own.
+        came_early.append(bool(select.select([clients[0].sock], [], [], 0.05)[0]))
         await send({"type": "http.response.body", "body": b"ok"})
 
     with running(busy) as server, server.connect() as client:
+        clients.append(client)
         client.send(GET)
         assert client.sock.recv(65_536).endswith(b"\r\n\r\nok")
+    assert came_early == [False]
 
 
 def test_a_head_whose_body_takes_its_time_does_not_wait_for_it():
@@ -461,6 +467,48 @@ def test_a_head_whose_body_takes_its_time_does_not_wait_for_it():
         assert client.file.read(2) == b"ok"
 
 
+class NotingTransport(asyncio.Transport):
+    """Keeps the calls that would go into the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes] = []
+        self.is_closed = False
+
+    @override
+    def write(self, data: Any) -> None:
+        assert not self.is_closed
+        self.calls.append(bytes(data))
+
+    @override
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.write(b"".join(list_of_data))
+
+    @override
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+
+async def test_what_is_written_in_one_turn_goes_out_in_order_and_in_pairs():
+    writer = AnswerWriter(transport := NotingTransport(), asyncio.get_running_loop())
+    for data in (b"head", b"body", b"more"):
+        writer.write(data)
+    await asyncio.sleep(0)
+    assert transport.calls == [b"headbody", b"more"]
+    writer.write(b"last")
+    writer.flush()
+    await asyncio.sleep(0)
+    assert transport.calls == [b"headbody", b"more", b"last"]
+
+
+async def test_what_is_left_when_the_client_has_gone_is_dropped():
+    writer = AnswerWriter(transport := NotingTransport(), asyncio.get_running_loop())
+    writer.write(b"head")
+    transport.is_closed = True
+    await asyncio.sleep(0)
+    assert transport.calls == []
+
+
 # Pipelining ------------------------------------------------------------------------------------------------
 
 
@@ -479,8 +527,6 @@ def test_garbage_after_a_request_does_not_land_in_its_answer():
         if scope["type"] == "lifespan":
             await live(receive, send)
             return
-        import asyncio
-
         await asyncio.to_thread(may_answer.wait, 10)
         await answer(send, {"whole": True})
 

@@ -47,14 +47,14 @@ def test_whoever_is_refused_unseen_would_have_been_refused(
 
 
 def test_a_lane_that_is_full_tells_the_same_before_and_after_its_entries_are_known():
-    """By their number, and by the work of those that wait."""
-    for bounds in (limits(max_waiting_entries=4), limits(max_waiting_s=0.05)):
+    """By their number, and by the work of those that wait, with the least that they can bring to it."""
+    for bounds, least in ((limits(max_waiting_entries=4), ""), (limits(max_waiting_s=0.05), "at least ")):
         scheduler = Scheduler(bounds, cost=known_cost())
         scheduler.admit([entry() for _ in range(4)], 0.0)
         with pytest.raises(QueueFullError) as early:
             scheduler.check_room(Lane.DOCUMENT, tenant="", num_entries=3, now_s=0.0)
         with pytest.raises(QueueFullError) as later:
             scheduler.admit([entry(num_tokens=1) for _ in range(3)], 0.0)
-        assert vars(early.value) == vars(later.value)
-        assert str(early.value) == str(later.value)
+        assert vars(early.value) == {**vars(later.value), "is_at_least": bool(least)}
+        assert str(early.value) == str(later.value).replace("brings ", f"brings {least}")
         assert scheduler.statistics(0.0).lanes[Lane.DOCUMENT].num_refused == 6

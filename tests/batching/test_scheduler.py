@@ -495,18 +495,34 @@ class TestPatience:
         scheduler.admit([entry("query", lane=QUERY)], 0.0)
         assert scheduler.next_pass(0.0, 1) is not None
 
+    def test_it_waits_by_the_bound_that_the_device_can_keep(self):
+        """Of 15 ms a pass would cost 10 before it does any work, so it may take 20."""
+        bounds = limits(
+            max_pass_tokens=5, max_document_pass_tokens=100, fill_tokens=0, interruption_share=0.02
+        )
+        scheduler = self.scheduler(num_before=1, bounds=bounds, num_tokens=1)
+        # 10 of 20 ms were wasted, and 1 has flowed in since.
+        assert scheduler.next_event_s(0.05) == pytest.approx(0.05 + 9 / 20 * 0.020)
+
     def scheduler(
-        self, *, num_before: int = 0, at_s: float = 0.05, deadline_s: float | None = None
+        self,
+        *,
+        num_before: int = 0,
+        at_s: float = 0.05,
+        deadline_s: float | None = None,
+        bounds: Limits | None = None,
+        num_tokens: int = 10,
     ) -> Scheduler:
         """Documents run, and others are staged; a query comes after so many that have wasted 10 ms each."""
-        bounds = limits(fill_tokens=0, interruption_share=0.02)
+        bounds = bounds or limits(fill_tokens=0, interruption_share=0.02)
         scheduler = scheduler_with(*full_documents("abcd"), slots=[YIELDING], limits=bounds)
         self.first, _ = take(scheduler), take(scheduler)
         for _ in range(num_before):
-            scheduler.admit([entry(lane=QUERY)], 0.0)
+            scheduler.admit([entry(lane=QUERY, num_tokens=num_tokens)], 0.0)
             urgent = take(scheduler)
             scheduler.finish(urgent, 0.0, device_s=urgent.predicted_s)
-        scheduler.admit([entry("query", lane=QUERY, arrival_s=at_s, deadline_s=deadline_s)], at_s)
+        query = entry("query", lane=QUERY, num_tokens=num_tokens, arrival_s=at_s, deadline_s=deadline_s)
+        scheduler.admit([query], at_s)
         return scheduler
 
 
@@ -680,10 +696,10 @@ class TestAbsentSlots:
 
     def test_nothing_is_expected_of_a_runner_that_has_ended(self):
         scheduler = self.full_scheduler(restart_s=60.0, slots=2 * (Slot(),))
-        scheduler.retire(0)
+        scheduler.retire(0, 0.0)
         scheduler.set_ready(1, 0.0, is_ready=False)
         assert self.refused_s(scheduler, 50.0) == pytest.approx(12.5 + 0.110)
-        scheduler.retire(1)
+        scheduler.retire(1, 0.0)
         assert self.refused_s(scheduler, 50.0) == pytest.approx(60.0 + 0.110)
 
     def test_a_deadline_within_the_restart_is_told_at_once(self):

@@ -45,6 +45,18 @@ def test_nothing_flows_in_while_the_clock_stands_still_or_goes_back(budget: Wast
     assert budget.left_s(1.0) == budget.left_s(0.0) == 0
 
 
+def test_a_device_that_is_away_may_waste_nothing(budget: WasteBudget):
+    """What it could have wasted is not there for the other one, and comes back with it."""
+    budget.set_num_slots(1, 0.0)
+    assert budget.left_s(0.0) == pytest.approx(0.1)
+    budget.spend(0.1, 0.0, may_owe=False)
+    assert budget.left_s(0.5) == pytest.approx(0.05)
+    budget.set_num_slots(0, 0.5)
+    assert (budget.left_s(9.0), budget.spent_part(9.0)) == (0, 0)
+    budget.set_num_slots(2, 9.0)
+    assert budget.left_s(9.5) == pytest.approx(0.1)
+
+
 def test_without_a_share_there_is_nothing_and_nobody_waits_for_it():
     budget = WasteBudget(share=0.0, num_slots=2)
     budget.spend(0.1, 0.0, may_owe=False)

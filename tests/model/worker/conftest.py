@@ -14,13 +14,16 @@ WorkerFactory = Callable[..., ProcessWorker]
 
 
 def children() -> list[psutil.Process]:
-    """Processes that these tests have started; a server that other tests share is none of them."""
-    return [child for child in psutil.Process().children() if not _is_server(child)]
+    """Processes that these tests have started; what serves other tests, too, is none of them."""
+    return [child for child in psutil.Process().children() if not _is_shared(child)]
 
 
-def _is_server(process: psutil.Process) -> bool:
+def _is_shared(process: psutil.Process) -> bool:
+    """Whether it is a server, or what multiprocessing starts once for all that use it."""
     try:
-        return any(Path(argument).name == "laneway" for argument in process.cmdline())
+        command = process.cmdline()
+        is_server = any(Path(argument).name == "laneway" for argument in command)
+        return is_server or any("resource_tracker" in argument for argument in command)
     except psutil.ZombieProcess:
         return False
 
