@@ -558,10 +558,12 @@ class Terminal:
         self.before = termios.tcgetattr(self.slave)
         self._shown = ""
         self._has_more = threading.Condition()
+        # Whoever sets these, as processes of pytest-xdist do, decides on the size whatever the terminal's is.
+        inherited = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from app.cli import main; main()", *argv],
             cwd=ROOT,
-            env={**os.environ, "TERM": "xterm-256color"},
+            env={**inherited, "TERM": "xterm-256color"},
             preexec_fn=lambda: os.login_tty(self.slave),
         )
         self.reader = threading.Thread(target=self._read, daemon=True)
