@@ -134,8 +134,8 @@ def _of_bounds(measured: Measured) -> list[str]:
         "",
         f"Documents in full passes: about {rate:,.0f} tokens a second.",
         f"A query of {SHORT_TOKENS} tokens alone: {short_s * MS:.1f} ms. Among documents queries {how}:",
-        f"about {longest_s * MS:.0f} ms of waiting at the longest, while they fill no more than one pass and "
-        "no other lane is owed a turn.",
+        f"about {longest_s * MS:.0f} ms of waiting at the longest before they run, while all that wait fit "
+        "into one pass and no other lane is owed a turn.",
     ]
 
 
