@@ -253,7 +253,8 @@ class ModelSettings:
     rope: Annotated[Rope, _choice("rope")] = Rope.SEQUENTIAL
     """Positions of image tokens: ``sequential``, as GME's authors, or ``mrope``, as ms-swift and vLLM."""
     workers: Annotated[int, _between(0, 1_024)] = 0
-    """Worker processes. 0: on CUDA one a GPU; on CPU one a core, or one in all for weights over 1 GiB."""
+    """Worker processes. 0: on CUDA one a GPU; on CPU one a core, or one in all for weights over 1 GiB. Fewer
+    than that have several threads each, which stall when something else wants a core."""
     max_tokens: Annotated[int | None, _at_least(1)] = None
     """Tokens read of an input. Default: the model's limit. It can be lowered; GME's 1,800 raised, too."""
     dimensions: Annotated[
