@@ -227,6 +227,7 @@ class _Tokeniser:
 
     depth = 1
     can_interrupt = False
+    is_ready = True
 
     def __init__(self, preparer: Preparer, clock: Callable[[], float]) -> None:
         self.thread = ThreadPoolExecutor(1, "tokenise-document")

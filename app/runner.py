@@ -18,6 +18,11 @@ class WorkerRunner:
         self._worker = worker
         self._cost = cost
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a pass may be run now."""
+        return self._worker.is_ready
+
     async def wait_ready(self) -> None:
         """Return when a pass may be run."""
         await self._worker.wait_ready()

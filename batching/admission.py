@@ -103,7 +103,7 @@ class Admission:
         lanes: Mapping[Lane, LaneQueue],
         slots: Sequence[SlotLines],
         turn_cost_s: Callable[[Lane], float],
-        start_s: Callable[[SlotLines, float], float],
+        first_start_s: Callable[[float], float],
         restart_s: float,
     ) -> None:
         """Begin without memories.
@@ -114,7 +114,8 @@ class Admission:
             lanes: What waits.
             slots: What is out.
             turn_cost_s: What the next pass that a lane leads would cost.
-            start_s: In what time an urgent pass can begin on a slot, from a moment on.
+            first_start_s: In what time from a moment on an urgent pass can begin on one of the slots that are
+                ready; 0 if none is.
             restart_s: How long a runner takes to be ready again, until one was seen to.
         """
         self._limits = limits
@@ -122,7 +123,7 @@ class Admission:
         self._lanes = lanes
         self._slots = slots
         self._turn_cost_s = turn_cost_s
-        self._start_s = start_s
+        self._first_start_s = first_start_s
         self._restart_s = restart_s
         # Of the last seconds of device time, the part that each lane got.
         self._recent = dict.fromkeys(Lane, 0.0)
@@ -492,7 +493,6 @@ class Admission:
         """In what time the devices come to the first of a lane."""
         absence_s = self._absence_s(now_s)
         if lane is Lane.QUERY:
-            starts_s = (self._start_s(lines, now_s) for lines in self._slots if lines.is_ready)
-            return absence_s + min(starts_s, default=0.0)
+            return absence_s + self._first_start_s(now_s)
         ahead_s = sum(self.waiting_s(other) for other in list(Lane)[: list(Lane).index(lane)])
         return absence_s + self._out_s(now_s) / self.num_ready + ahead_s

@@ -4,16 +4,17 @@ The law of this file: every entry that was accepted ends in a result or in an ex
 one future; it is settled by the last result, the first failure, a deadline, or the end of the batcher,
 and settling it gives up whatever of it still waits.
 
-Each slot is one task that asks the scheduler for passes when its runner is ready for one, and a task more
-for each pass that is out: one runs, one may be staged behind it, and an urgent one may overtake that or
-break in. All slots ask whenever something has come in or come back; in between they wait for an event. One
-timer, at the scheduler's next moment, stands for all deadlines and lingers.
+Whenever something has come in or come back, or at the scheduler's next moment, every slot whose runner is
+there asks for passes, all in one go however much has happened in a turn of the loop. Each pass that is out is
+a task: one runs, one may be staged behind it, and an urgent one may overtake that or break in. And each slot
+is a task, which sleeps until its runner is away and has everybody ask when it is back.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -100,7 +101,13 @@ class Batcher:
         self._slots: list[asyncio.Task[None]] = []
         # What is out on each slot, and the task that waits for it.
         self._out: list[dict[Pass, asyncio.Task[None]]] = [{} for _ in self._runners]
-        self._wakes = [asyncio.Event() for _ in self._runners]
+        # Set while a runner is away, or was never seen: its slot's task waits for it.
+        self._absences = [asyncio.Event() for _ in self._runners]
+        for absence in self._absences:
+            absence.set()
+        self._dispatching: asyncio.Handle | None = None
+        # Passes are nobody's own: what a request has in its context must not go on in those of others.
+        self._context = copy_context()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
         self._is_empty = asyncio.Event()
@@ -114,7 +121,7 @@ class Batcher:
         """Begin to serve: one task for each runner."""
         assert not self._slots, "a batcher is started once"
         for slot, runner in enumerate(self._runners):
-            task = asyncio.create_task(self._serve_slot(slot, runner), name=f"{self._name} slot {slot}")
+            task = asyncio.create_task(self._keep_slot(slot, runner), name=f"{self._name} slot {slot}")
             task.add_done_callback(partial(self._on_slot_ended, slot))
             self._slots.append(task)
 
@@ -173,7 +180,6 @@ class Batcher:
         submission = _Submission(entries=entries, outcome=asyncio.get_running_loop().create_future())
         self._owners.update(dict.fromkeys(entries, submission))
         self._is_empty.clear()
-        self._look_ahead()
         self._notify()
         try:
             return await submission.outcome
@@ -208,8 +214,9 @@ class Batcher:
             _logger.warning("%s: %d entries are given up at shutdown", self._name, len(self._owners))
         finally:
             self._fail_all(ShuttingDownError)
-            if self._timer is not None:
-                self._timer.cancel()
+            for handle in (self._timer, self._dispatching):
+                if handle is not None:
+                    handle.cancel()
             tasks = [*self._slots, *(task for out in self._out for task in out.values())]
             for task in tasks:
                 task.cancel()
@@ -239,36 +246,28 @@ class Batcher:
 
     # A slot's life.
 
-    async def _serve_slot(self, slot: int, runner: Runner) -> None:
+    async def _keep_slot(self, slot: int, runner: Runner) -> None:
+        absence = self._absences[slot]
         while True:
-            await self._wait_ready(slot, runner)
-            # From here to the next wait nothing is awaited: the runner is ready for what it is handed.
-            is_new = False
-            while (composed := self._scheduler.next_pass(self._clock(), slot)) is not None:
-                self._hand_out(slot, runner, composed)
-                is_new = True
-            self._look_ahead()
-            if is_new:
-                # Queries that went here may have left their place elsewhere to documents.
+            if not runner.is_ready:
+                self._scheduler.set_ready(slot, self._clock(), is_ready=False)
                 self._notify()
-            self._wakes[slot].clear()
-            await self._wakes[slot].wait()
-
-    async def _wait_ready(self, slot: int, runner: Runner) -> None:
-        # Only a runner that is away lets anything else run before it is there.
-        telling = asyncio.get_running_loop().call_soon(self._on_absent, slot)
-        try:
             await runner.wait_ready()
-        finally:
-            telling.cancel()
-        self._scheduler.set_ready(slot, self._clock(), is_ready=True)
+            absence.clear()
+            self._scheduler.set_ready(slot, self._clock(), is_ready=True)
+            self._notify()
+            await absence.wait()
 
-    def _on_absent(self, slot: int) -> None:
-        self._scheduler.set_ready(slot, self._clock(), is_ready=False)
-        self._notify()
+    def _note_absences(self) -> None:
+        """Look for runners that are away; their slots' tasks wait for them from now on."""
+        for slot, (absence, runner) in enumerate(zip(self._absences, self._runners, strict=True)):
+            if not absence.is_set() and not runner.is_ready:
+                absence.set()
+                self._scheduler.set_ready(slot, self._clock(), is_ready=False)
 
-    def _hand_out(self, slot: int, runner: Runner, composed: Pass) -> None:
-        task = asyncio.create_task(self._run(slot, runner, composed), name=f"{self._name} pass on {slot}")
+    def _hand_out(self, slot: int, composed: Pass) -> None:
+        run = self._run(slot, self._runners[slot], composed)
+        task = asyncio.create_task(run, name=f"{self._name} pass on {slot}")
         self._out[slot][composed] = task
         task.add_done_callback(partial(self._on_pass_ended, slot, composed))
 
@@ -317,6 +316,7 @@ class Batcher:
         if self._out[slot].pop(composed, None) is not None:
             self._try_again(composed, RunnerLostError(f"{task.get_name()} ended under the pass"))
         self._ends.setdefault(slot, error)
+        self._absences[slot].set()
         self._slots[slot].cancel()
 
     def _on_slot_ended(self, slot: int, task: asyncio.Task[None]) -> None:
@@ -410,13 +410,46 @@ class Batcher:
     # Waking up.
 
     def _notify(self) -> None:
-        """Let every slot that waits look for passes, in the order that the scheduler wants."""
-        for slot in self._scheduler.asking_order():
-            self._wakes[slot].set()
+        """Have the slots ask for passes when everything that happens in this turn has happened (0058)."""
+        if self._dispatching is None:
+            loop = asyncio.get_running_loop()
+            self._dispatching = loop.call_soon(self._dispatch, context=self._context)
 
-    def _look_ahead(self) -> None:
+    def _dispatch(self) -> None:
+        """Let every slot ask for passes, in the order that the scheduler wants, until none gets any."""
+        self._dispatching = None
+        if self._last_end is not None:
+            return
+        try:
+            # Nothing is awaited in here: a runner that is ready stays so until it is handed its pass.
+            while True:
+                self._note_absences()
+                now_s = self._clock()
+                if not self._hand_out_at(now_s):
+                    break
+            # By the same clock: what was refused for being early is what the timer is set for.
+            self._look_ahead(now_s)
+        except Exception as error:
+            _logger.exception("%s cannot go on", self._name)
+            self._last_end = error
+            self._fail_all(self._no_runners)
+
+    def _hand_out_at(self, now_s: float) -> bool:
+        """Hand out what there is for every slot at this moment; false if there was nothing for any.
+
+        If there was, ask again: queries that went to one slot may leave their place elsewhere to documents.
+        """
+        is_new = False
+        for slot in self._scheduler.asking_order():
+            if self._absences[slot].is_set():
+                continue
+            while (composed := self._scheduler.next_pass(now_s, slot)) is not None:
+                self._hand_out(slot, composed)
+                is_new = True
+        return is_new
+
+    def _look_ahead(self, now_s: float) -> None:
         """Answer those whose deadline has come, and wake up again at the scheduler's next moment."""
-        now_s = self._clock()
         for entry in self._scheduler.expire(now_s):
             if (submission := self._owners.get(entry)) is not None:
                 self._fail(submission, DeadlineError(waited_s=now_s - entry.arrival_s))
@@ -426,12 +459,12 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_s = moment_s
-        delay_s = max(0.0, moment_s - now_s) + _TIMER_SLACK_S
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+        delay_s = max(0.0, moment_s - self._clock()) + _TIMER_SLACK_S
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(delay_s, self._on_timer, context=self._context)
 
     def _on_timer(self) -> None:
         self._timer, self._timer_s = None, inf
-        self._look_ahead()
         self._notify()
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, exp, isfinite, log
 from statistics import median
+from typing import NamedTuple
 
 from batching.fitting import Row, fit_nonnegative, fit_with_floor
 
@@ -40,9 +41,8 @@ _LEAST_WEIGHT = 0.01
 """A kind that was long not seen counts less than those that are, but still says where the line goes there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What of a pass its duration depends on."""
+class Shape(NamedTuple):
+    """What of a pass its duration depends on. A tuple: many are made for every pass that is composed."""
 
     num_tokens: int
     """Tokens of all entries."""
@@ -115,6 +115,7 @@ class CostModel:
         self._floor_s = floor_s
         self._factor = 1.0
         self._num_passes = 0
+        self._version = 0
         self._residuals: deque[float] = deque(maxlen=_NUM_RESIDUALS)
         # The same in order of size; empty until somebody asks.
         self._ordered: list[float] = []
@@ -142,6 +143,7 @@ class CostModel:
             if not (isfinite(device_s) and device_s > 0):
                 raise ValueError(f"a pass of {shape.num_tokens} tokens is said to have taken {device_s} s")
         self._num_passes = len(samples)
+        self._version += 1
         self._kinds = {}
         for shape, device_s in samples:
             self._remember(shape, device_s)
@@ -150,6 +152,11 @@ class CostModel:
         self._ordered = []
         self._residuals.clear()
         self._residuals.extend(device_s / self.predict_s(shape) - 1 for shape, device_s in samples)
+
+    @property
+    def version(self) -> int:
+        """Another whenever predictions may have changed."""
+        return self._version
 
     @property
     def fixed_s(self) -> float:
@@ -218,6 +225,7 @@ class CostModel:
         if not (isfinite(device_s) and device_s > 0 and predicted_s > 0):
             return  # A clock too coarse for the pass teaches nothing, and nonsense would stay for ever.
         self._num_passes += 1
+        self._version += 1
         self._ordered = []
         self._residuals.append(device_s / predicted_s - 1)
         weight = max(_NEWEST_WEIGHT, 1 / self._num_passes)

@@ -80,6 +80,7 @@ class LaneQueue:
         self._num_tokens = 0
         self._num_squared = 0
         self._num_image_tokens = 0
+        self._version = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -91,6 +92,11 @@ class LaneQueue:
         if len(self._lines) <= 1:
             return chain.from_iterable(map(self._in_line, self._lines.values()))
         return self._in_turns()
+
+    @property
+    def version(self) -> int:
+        """Another whenever who waits has changed, or in which order, but for what prices do to the latter."""
+        return self._version
 
     @property
     def num_tenants(self) -> int:
@@ -280,12 +286,14 @@ class LaneQueue:
                 del self._gone_s[name]
 
     def _count(self, entry: Entry) -> None:
+        self._version += 1
         self._waiting.add(entry)
         self._num_tokens += entry.shape.num_tokens
         self._num_squared += entry.shape.num_squared
         self._num_image_tokens += entry.shape.num_image_tokens
 
     def _uncount(self, entry: Entry) -> None:
+        self._version += 1
         self._waiting.remove(entry)
         self._num_tokens -= entry.shape.num_tokens
         self._num_squared -= entry.shape.num_squared

@@ -35,6 +35,11 @@ class Runner(Protocol):
         """Whether a running pass makes room for an urgent one between two of its layers."""
         return False
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a pass may be run now. While it is false ``wait_ready`` does not return."""
+        return True
+
     async def wait_ready(self) -> None:
         """Return when a pass may be run: at once, or when a restart is over.
 

@@ -67,6 +67,18 @@ _RESTART_S = 10.0
 """What a restart takes where nobody knows: a small model on a CPU. It is measured when there was one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Patience:
+    """How long the queries that wait now leave a pass of documents alone, on whichever slot it runs."""
+
+    until_s: float
+    """Until then they wait for others to share their pass."""
+    may_break_in_early: bool
+    """Then they break in, though the documents may not have had the device for long."""
+    nobody_can_join: bool
+    """Their pass is as full as it may be, or runs apart."""
+
+
 @dataclass(slots=True)
 class _Tally:
     """What has become of a lane's entries so far."""
@@ -131,9 +143,11 @@ class Scheduler:
             lanes=self._lanes,
             slots=self._slots,
             turn_cost_s=self._turn_cost_s,
-            start_s=self._start_s,
+            first_start_s=self._first_start_s,
             restart_s=_RESTART_S if restart_s is None else restart_s,
         )
+        # What the next pass of a lane would cost, for as long as neither lane, prices nor limits change.
+        self._turn_costs: dict[Lane, tuple[tuple[int, int], float]] = {}
         self._num_passes = 0
         self._num_failed_passes = 0
         self._num_urgent_passes = 0
@@ -265,7 +279,8 @@ class Scheduler:
         """When to ask again even though nothing has happened.
 
         At a deadline, at the end of a linger, at the last moment to hand out an urgent pass. That last one is
-        told as if nothing flowed into the budget of waste meanwhile: it may be a little late.
+        told as if nothing flowed into the budget of waste meanwhile: it may be a little late. What has come
+        by now is no event: ``next_pass`` was asked for it at this very moment.
 
         ``None``: only an arrival or the end of a pass changes anything.
         """
@@ -278,13 +293,14 @@ class Scheduler:
         if (linger_until_s := self._linger_until_s(now_s)) is not None and linger_until_s > now_s:
             moments.append(linger_until_s)
         if self._lanes[Lane.QUERY]:
+            patience = self._patience(now_s)
             commits_s = (
-                self._commit_s(lines, now_s)
+                self._commit_s(lines, patience, now_s)
                 for lines in self._slots
                 if lines.is_ready and lines.can_take_urgent(may_interrupt=False)
             )
             break_ins_s = (
-                self._break_in_s(lines, now_s)
+                self._break_in_s(lines, patience, now_s)
                 for lines in self._slots
                 if lines.is_ready and lines.is_interruptible() and lines.can_take_urgent(may_interrupt=True)
             )
@@ -374,6 +390,7 @@ class Scheduler:
             return None
         self._limits = replace(self._limits, max_pass_tokens=max_tokens)
         self._admission.set_limits(self._limits)
+        self._turn_costs.clear()
         return max_tokens
 
     # State, for people and for metrics.
@@ -448,49 +465,56 @@ class Scheduler:
         return self._hand_out(slot, entries, now_s)
 
     def _next_urgent(self, slot: int, now_s: float) -> Pass | None:
-        if not self._lanes[Lane.QUERY]:
-            return None
         lines = self._slots[slot]
-        breaks_in = self._may_break_in(lines, now_s)
+        if not self._lanes[Lane.QUERY] or not lines.can_take_urgent(may_interrupt=True):
+            return None
+        patience = self._patience(now_s)
+        breaks_in = self._may_break_in(lines, patience, now_s)
         if not lines.can_take_urgent(may_interrupt=breaks_in):
             return None
         if not breaks_in and self._owed_lane() is not None:
             return None
-        if not breaks_in and now_s < self._commit_s(lines, now_s) - TINY_S:
+        if not breaks_in and now_s < self._commit_s(lines, patience, now_s) - TINY_S:
             return None
-        start_s = self._start_s(lines, now_s)
+        start_s = self._start_s(lines, patience, now_s)
         for other in self._slots:
             can_take = other.is_ready and other.can_take_urgent(
-                may_interrupt=self._may_break_in(other, now_s)
+                may_interrupt=self._may_break_in(other, patience, now_s)
             )
-            if can_take and self._start_s(other, now_s) < start_s - TINY_S:
+            if can_take and self._start_s(other, patience, now_s) < start_s - TINY_S:
                 return None  # That slot has asked before, or will ask next.
         entries = self._lanes[Lane.QUERY].take_group() or self._compose(Lane.QUERY, now_s)
         return self._hand_out(slot, entries, now_s, is_urgent=True, breaks_in=breaks_in)
 
-    def _commit_s(self, lines: SlotLines, now_s: float) -> float:
+    def _commit_s(self, lines: SlotLines, patience: _Patience, now_s: float) -> float:
         """When an urgent pass has to be handed out that does not break in; queries join it until then.
 
         In time to begin before what is staged, even if the pass that runs ends as early as one in a hundred.
         Those that are patient let what is staged begin, for they can still break into it.
         """
         may_break_in = self._limits.interruption_share > 0 and lines.is_interruptible()
-        if not may_break_in and self._nobody_can_join(now_s):
+        if not may_break_in and patience.nobody_can_join:
             return now_s
         running = lines.running
         assert running is not None, "only a busy slot has something to overtake"
         last_s = lines.end_s - self._ahead_s(running)
-        return max(last_s, self._patient_until_s(now_s)) if may_break_in else last_s
+        return max(last_s, patience.until_s) if may_break_in else last_s
 
     def _ahead_s(self, running: Pass) -> float:
         early_s = max(0.0, -self._cost.residual(0.01)) * running.predicted_s
         return early_s + _COMMIT_AHEAD_S
 
-    def _start_s(self, lines: SlotLines, now_s: float) -> float:
+    def _first_start_s(self, now_s: float) -> float:
+        """In what time an urgent pass can begin on one of the slots that are ready; 0 if none is."""
+        patience = self._patience(now_s)
+        starts_s = (self._start_s(lines, patience, now_s) for lines in self._slots if lines.is_ready)
+        return min(starts_s, default=0.0)
+
+    def _start_s(self, lines: SlotLines, patience: _Patience, now_s: float) -> float:
         """In what time an urgent pass can begin on a slot; what is overdue may be so for as long again."""
         rest_s = lines.rest_s(now_s)
         if lines.is_interruptible() and not lines.urgent:
-            rest_s = min(rest_s, max(0.0, self._break_in_s(lines, now_s) - now_s))
+            rest_s = min(rest_s, max(0.0, self._break_in_s(lines, patience, now_s) - now_s))
         return lines.overdue_s(now_s) + rest_s
 
     def _next_staged(self, slot: int, now_s: float) -> Pass | None:
@@ -568,23 +592,32 @@ class Scheduler:
         running = lines.begun
         return running is None or lines.rest_s(now_s) <= self._ahead_s(running) + TINY_S
 
-    def _may_break_in(self, lines: SlotLines, now_s: float) -> bool:
-        return lines.is_interruptible() and now_s >= self._break_in_s(lines, now_s) - TINY_S
+    def _may_break_in(self, lines: SlotLines, patience: _Patience, now_s: float) -> bool:
+        return lines.is_interruptible() and now_s >= self._break_in_s(lines, patience, now_s) - TINY_S
 
-    def _break_in_s(self, lines: SlotLines, now_s: float) -> float:
-        """From when on queries may break into the pass that runs.
-
-        When their patience is over, if nobody is owed a pass, and something may still be wasted or nobody
-        else has room in theirs. Otherwise not before documents have had the device for as long as a pass with
-        queries may: a long one must not make queries wait for all of it.
-        """
+    def _break_in_s(self, lines: SlotLines, patience: _Patience, now_s: float) -> float:
+        """From when on queries may break into the pass that runs."""
         if self._limits.interruption_share == 0:
             return inf
-        patient_s = self._patient_until_s(now_s)
-        is_worth_it = self._waste.left_s(now_s) > TINY_S or self._nobody_can_join(now_s)
-        if is_worth_it and self._owed_lane() is None:
-            return max(now_s, patient_s)
-        return max(lines.documents_since_s + self._pass_bound_s, patient_s)
+        if patience.may_break_in_early:
+            return max(now_s, patience.until_s)
+        return max(lines.documents_since_s + self._pass_bound_s, patience.until_s)
+
+    def _patience(self, now_s: float) -> _Patience:
+        """How long queries leave a pass alone that they could break into.
+
+        They break in when their patience is over, if nobody is owed a pass, and something may still be wasted
+        or nobody else has room in theirs. Otherwise not before documents have had the device for as long as a
+        pass with queries may: a long one must not make queries wait for all of it.
+        """
+        nobody_can_join = self._nobody_can_join(now_s)
+        is_worth_it = nobody_can_join or self._waste.left_s(now_s) > TINY_S
+        return _Patience(
+            # Where the next pass is full many may wait, and each of them would be looked at.
+            until_s=-inf if nobody_can_join else self._patient_until_s(now_s),
+            may_break_in_early=is_worth_it and self._owed_lane() is None,
+            nobody_can_join=nobody_can_join,
+        )
 
     def _patient_until_s(self, now_s: float) -> float:
         """Until when queries wait for others to share their pass, where they could break in now.
@@ -593,9 +626,6 @@ class Scheduler:
         company that may not come.
         """
         queue = self._lanes[Lane.QUERY]
-        # Asked first: what follows looks at each of them, and many wait where the next pass is full.
-        if self._nobody_can_join(now_s):
-            return -inf
         oldest_s = queue.oldest_arrival_s()
         if oldest_s is None:
             return -inf
@@ -643,7 +673,9 @@ class Scheduler:
             # Queries may have left all of the room, or an entry larger than a pass less than none.
             used_s = whole_s - room.work_s
             allowed_s = max(reserves_s[lane], fill_s - used_s)
-            self._add(lane, chosen, room, keep_s=max(0.0, room.work_s - allowed_s))
+            # To find nobody who fits into no room is to look at many.
+            if allowed_s > 0:
+                self._add(lane, chosen, room, keep_s=max(0.0, room.work_s - allowed_s))
         self._add(Lane.QUERY, chosen, room)
 
     def _fill_work_s(self, now_s: float) -> float:
@@ -724,11 +756,16 @@ class Scheduler:
     def _turn_cost_s(self, lane: Lane) -> float:
         """What the lane's next pass of its own would cost, or the one that it waits to see the end of."""
         queue = self._lanes[lane]
-        if group := queue.group:
-            return self._predict_s(group)
-        if queue:
-            return self._predict_s(self._pick(lane, Room(self._cost, self._limits, self._limits.max_pass_s)))
-        return min((out.predicted_s for out in self._interruptible_with(lane)), default=inf)
+        if not queue:
+            return min((out.predicted_s for out in self._interruptible_with(lane)), default=inf)
+        # To pick a pass is to look at many entries, and this is asked several times a query.
+        version = (queue.version, self._cost.version)
+        known = self._turn_costs.get(lane)
+        if known is None or known[0] != version:
+            room = Room(self._cost, self._limits, self._limits.max_pass_s)
+            known = version, self._predict_s(queue.group or self._pick(lane, room))
+            self._turn_costs[lane] = known
+        return known[1]
 
     def _interruptible_with(self, lane: Lane) -> Iterator[Pass]:
         """Passes that queries may hold up, and that a lane has a part in."""

@@ -119,21 +119,20 @@ class Pass:
     """When it was composed, on the clock of the batcher."""
     predicted_s: float
     """Device time that the cost model expected at that moment."""
+    shape: Shape = field(init=False)
+    """What the duration of the pass depends on."""
+    has_queries: bool = field(init=False)
+    """Whether somebody waits for the end of it."""
+
+    def __post_init__(self) -> None:
+        # Asked for again and again while the pass is out, and always the same.
+        object.__setattr__(self, "shape", Shape.of(entry.shape for entry in self.entries))
+        object.__setattr__(self, "has_queries", any(entry.lane is Lane.QUERY for entry in self.entries))
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all entries; a packed pass has no padding."""
-        return sum(entry.num_tokens for entry in self.entries)
-
-    @property
-    def shape(self) -> Shape:
-        """What the duration of the pass depends on."""
-        return Shape.of(entry.shape for entry in self.entries)
-
-    @property
-    def has_queries(self) -> bool:
-        """Whether somebody waits for the end of it."""
-        return any(entry.lane is Lane.QUERY for entry in self.entries)
+        return self.shape.num_tokens
 
     @property
     def oldest_wait_s(self) -> float:

@@ -87,6 +87,11 @@ class InlineWorker:
         self._settled.set()
         return encoder.info
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model is loaded, and the worker was not stopped."""
+        return self._settled.is_set() and not self._is_stopped
+
     async def wait_ready(self) -> None:
         """Return when the model is loaded; raises ``WorkerDiedError`` once the worker was stopped."""
         await self._settled.wait()
@@ -143,7 +148,7 @@ class InlineWorker:
     def statistics(self) -> WorkerStatistics:
         """A snapshot of the worker's state; process and memory are this process's own."""
         return WorkerStatistics(
-            is_ready=self._state == "ready",
+            is_ready=self.is_ready,
             pid=os.getpid(),
             num_restarts=0,
             num_passes=self._num_passes,

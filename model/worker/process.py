@@ -176,13 +176,18 @@ class ProcessWorker:
             await self.stop()
             raise
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a pass may be run now."""
+        return self._state in (WorkerState.READY, WorkerState.RUNNING)
+
     async def wait_ready(self) -> None:
         """Return when a pass may be run: at once, or after a restart has finished.
 
         Raises:
             WorkerDiedError: The worker was stopped; it will never be ready again.
         """
-        while not self._is_ready:
+        while not self.is_ready:
             if self._state is WorkerState.STOPPED:
                 raise WorkerDiedError("the worker was stopped")
             await self._settled.wait()
@@ -212,7 +217,7 @@ class ProcessWorker:
             PassOutOfMemoryError: The pass did not fit; a smaller one may.
             PassFailedError: The encoder raised; the process lives.
         """
-        if not self._is_ready or self._child is None:
+        if not self.is_ready or self._child is None:
             raise PassNotBegunError(f"the worker is not ready: {self._state}")
         loop = asyncio.get_running_loop()
         job = Job(
@@ -243,7 +248,7 @@ class ProcessWorker:
         """A snapshot of the worker's state, and of its process's memory."""
         pid = None if self._child is None else self._child.pid
         return WorkerStatistics(
-            is_ready=self._is_ready,
+            is_ready=self.is_ready,
             pid=pid,
             num_restarts=self._num_restarts,
             num_passes=self._num_passes,
@@ -262,10 +267,6 @@ class ProcessWorker:
             f"<ProcessWorker {self._options.source}: {self._state}, {pid}, "
             f"{self._num_passes} passes, {self._num_restarts} restarts>"
         )
-
-    @property
-    def _is_ready(self) -> bool:
-        return self._state in (WorkerState.READY, WorkerState.RUNNING)
 
     async def _own(self, on_stage: OnStage) -> None:
         """Keep a process alive until cancelled. Raises ``CheckpointError`` if the first cannot load."""
@@ -479,7 +480,7 @@ class ProcessWorker:
 
     def _enter(self, state: WorkerState) -> None:
         self._state = state
-        if self._is_ready or state is WorkerState.STOPPED:
+        if self.is_ready or state is WorkerState.STOPPED:
             self._settled.set()
         else:
             self._settled.clear()

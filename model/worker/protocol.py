@@ -132,6 +132,11 @@ class Worker(Protocol):
         """
         ...
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a pass may be run now."""
+        ...
+
     async def wait_ready(self) -> None:
         """Return when a pass may be run: at once, or after a restart has finished."""
         ...

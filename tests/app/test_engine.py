@@ -102,6 +102,10 @@ class FakeWorker:
             on_stage(stage)
         return self.info
 
+    @property
+    def is_ready(self) -> bool:
+        return self.ready.is_set()
+
     async def wait_ready(self) -> None:
         await self.ready.wait()
 

@@ -71,11 +71,14 @@ async def test_a_worker_that_hangs_is_given_up_after_many_times_the_pass_and_not
 
 async def test_a_runner_is_ready_when_its_worker_is():
     worker = FakeWorker()
+    runner = WorkerRunner(worker, CostModel())
     worker.ready.clear()
-    waiting = asyncio.create_task(WorkerRunner(worker, CostModel()).wait_ready())
+    assert not runner.is_ready
+    waiting = asyncio.create_task(runner.wait_ready())
     await asyncio.wait([waiting], timeout=0)
     assert not waiting.done()
     worker.ready.set()
+    assert runner.is_ready
     await waiting
 
 

@@ -92,6 +92,10 @@ class FakeRunner:
         self._is_ready = asyncio.Event()
         self._is_ready.set()
 
+    @property
+    def is_ready(self) -> bool:
+        return self._is_ready.is_set()
+
     async def wait_ready(self) -> None:
         await self._is_ready.wait()
 

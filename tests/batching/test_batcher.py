@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from batching import (
     QueueFullError,
     RunnerLostError,
     RunResult,
+    Scheduler,
     ShuttingDownError,
     SubmissionOutcome,
     SubmissionTooLargeError,
@@ -179,6 +181,18 @@ class TestResults:
 
         on_virtual_time(main)
 
+    def test_a_deadline_holds_before_the_start(self):
+        async def main():
+            batcher = Batcher([FakeRunner()], limits=limits(), cost=known_cost(), clock=now_s)
+            began_s = now_s()
+            with pytest.raises(DeadlineError):
+                await embed(batcher, "early", timeout_s=1)
+            assert now_s() - began_s == pytest.approx(1)
+            batcher.start()
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
 
 class TestRefusal:
     def test_a_full_lane_refuses_with_the_time_until_there_is_room(self):
@@ -290,7 +304,118 @@ class TestFailures:
         assert caplog.messages == ["fake: the observer of passes raised"] * 2
 
 
+class TestAsking:
+    """When slots ask for passes: once for everything that happens in a turn of the loop, and never too seldom."""
+
+    def test_what_comes_in_one_turn_of_the_loop_is_looked_at_once(self, monkeypatch: pytest.MonkeyPatch):
+        """Beside busy workers each look costs the gateway more than what it looks at."""
+        looks: list[float] = []
+        look = Scheduler.next_event_s
+
+        def counted(self: Scheduler, now_s: float) -> float | None:
+            looks.append(now_s)
+            return look(self, now_s)
+
+        monkeypatch.setattr(Scheduler, "next_event_s", counted)
+
+        async def main():
+            batcher = batcher_of(LayeredFake(), LayeredFake())
+            await settle()
+            looks.clear()
+            callers = [asyncio.create_task(embed(batcher, name, lane=QUERY)) for name in "abcdef"]
+            await settle()
+            assert len(looks) == 1
+            await asyncio.gather(*callers)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_what_is_too_early_by_the_clock_that_asked_is_woken_for(self):
+        """The clock goes on while slots ask: a moment that comes meanwhile must not be taken for one that was."""
+
+        async def main():
+            clock_s = now_s()
+
+            def going_clock() -> float:
+                nonlocal clock_s
+                clock_s = max(clock_s, now_s()) + 0.001
+                return clock_s
+
+            batcher = Batcher(
+                [runner := FakeRunner()],
+                limits=limits(max_wait_s=0.0015),
+                cost=known_cost(),
+                name="fake",
+                clock=going_clock,
+            )
+            batcher.start()
+            await settle()
+            async with asyncio.timeout(1):
+                await embed(batcher, "a")
+            assert runner.passes == [["a"]]
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_passes_know_nothing_of_the_request_that_made_the_slots_ask(self):
+        """What is logged under a pass is of all its entries, and not of whoever came last."""
+        caller = ContextVar("caller", default="nobody")
+
+        class Telling(FakeRunner):
+            async def run(self, payloads: Sequence[object], **how: bool) -> RunResult:
+                self.passes.append([caller.get()])
+                return await super().run(payloads, **how)
+
+        async def main():
+            batcher = batcher_of(runner := Telling())
+            caller.set("somebody")
+            await embed(batcher, "a")
+            assert runner.passes == [["nobody"], ["a"]]
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_an_error_while_slots_ask_ends_in_every_caller(self, caplog: pytest.LogCaptureFixture):
+        """Nothing that was accepted is left without an answer, whatever is wrong here."""
+
+        class Broken(FakeRunner):
+            @property
+            def is_ready(self) -> bool:
+                if self.passes:
+                    raise ArithmeticError("a bug")
+                return True
+
+        async def main():
+            batcher = batcher_of(Broken())
+            outcomes = await asyncio.gather(
+                *(embed(batcher, name, num_tokens=100) for name in "ab"), return_exceptions=True
+            )
+            assert [type(outcome) for outcome in outcomes] == [SubmissionOutcome, NoRunnersError]
+            with pytest.raises(NoRunnersError) as refused:
+                await embed(batcher, "late")
+            assert str(refused.value.__cause__) == "a bug"
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+        assert caplog.messages == ["fake cannot go on"]
+
+
 class TestLostRunners:
+    def test_a_runner_that_is_away_at_the_start_does_not_count(self):
+        """Or the others would stage nothing: it could run at once on the one that seems to be idle."""
+
+        async def main():
+            away, there = LayeredFake(restart_s=60), LayeredFake()
+            away.die()
+            batcher = batcher_of(away, there)
+            caller = asyncio.create_task(embed(batcher, *"abc", num_tokens=100))
+            await settle()
+            assert [name for name, _ in there.log] == ["a handed", "b handed", "a begins"]
+            await caller
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
     def test_a_pass_whose_runner_died_runs_on_another_slot_meanwhile(self):
         async def main():
             dying, other = FakeRunner(dies_at=[0], restart_s=60), FakeRunner()
@@ -299,6 +424,34 @@ class TestLostRunners:
             assert (await embed(batcher, "a")).results == ("vector of a",)
             assert (dying.passes, other.passes) == ([["a"]], [["a"]])
             assert now_s() - began_s == pytest.approx(0.040)
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_runner_that_died_idle_is_found_out_before_it_is_handed_anything(self):
+        async def main():
+            batcher = batcher_of(dead := FakeRunner(restart_s=60), other := FakeRunner())
+            await embed(batcher, "a")
+            assert dead.passes == [["a"]]
+            dead.die()
+            began_s = now_s()
+            await embed(batcher, "b")
+            assert now_s() - began_s == pytest.approx(0.020)
+            assert other.passes == [["b"]]
+            await batcher.stop(1)
+
+        on_virtual_time(main)
+
+    def test_a_runner_that_is_away_comes_back_without_being_asked_again(self):
+        """What waits for it runs the moment it is there, though nothing else happens by then."""
+
+        async def main():
+            batcher = batcher_of(runner := FakeRunner(restart_s=7))
+            await settle()
+            runner.die()
+            began_s = now_s()
+            await embed(batcher, "a")
+            assert now_s() - began_s == pytest.approx(7 + 0.020)
             await batcher.stop(1)
 
         on_virtual_time(main)
@@ -452,8 +605,11 @@ class TestLostRunners:
 
     def test_when_the_last_runner_is_gone_for_good_everybody_is_told(self, caplog: pytest.LogCaptureFixture):
         class Doomed(FakeRunner):
+            @property
+            def is_ready(self) -> bool:
+                return not self.passes
+
             async def wait_ready(self) -> None:
-                await super().wait_ready()
                 if self.passes:
                     raise OSError("no such device")
 

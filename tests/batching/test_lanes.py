@@ -158,6 +158,7 @@ def test_counts_never_drift_from_what_is_there():
     for is_by_deadline in (False, True):
         queue, living = queue_of(is_by_deadline=is_by_deadline), set[Entry]()
         for _ in range(3_000):
+            version, order = queue.version, (list(queue), queue.group)
             match rng.randrange(5):
                 case 0 | 1:
                     new = entry(num_tokens=rng.randint(1, 9), deadline_s=rng.random())
@@ -179,4 +180,5 @@ def test_counts_never_drift_from_what_is_there():
                     living.difference_update(queue.take_group())
             assert len(queue) == len(living)
             assert queue.num_tokens == sum(each.num_tokens for each in living)
+            assert queue.version != version or (list(queue), queue.group) == order
         assert set(queue) <= living

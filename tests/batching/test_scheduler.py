@@ -181,6 +181,37 @@ class TestShares:
         # 70 ms are owed for the document; a query pass of 50 ms earns 45 ms.
         assert order == [["query"], ["query"], ["document", "query"]]
 
+    def test_what_a_turn_costs_follows_who_waits_for_it(self):
+        """The credit that does not pay for a long document pays for the short one behind it."""
+        scheduler = scheduler_with(
+            long := entry("long", num_tokens=100),
+            entry("short", num_tokens=10),
+            limits=limits(document_share=0.5, batch_share=0, fill_tokens=0),
+        )
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=50)], 0.0)
+        assert run_next(scheduler) == ["query"]
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=100)], 0.0)
+        # 30 ms are owed. The turn of the long document would cost 110, that of the short one costs 20.
+        scheduler.next_event_s(0.0)
+        scheduler.cancel(long)
+        assert run_next(scheduler) == ["short"]
+
+    def test_what_a_turn_costs_follows_the_prices(self):
+        """A device that became slow gives less for the same credit."""
+        cost = known_cost()
+        bounds = limits(document_share=0.5, batch_share=0, fill_tokens=0)
+        scheduler = Scheduler(bounds, cost=cost, slots=(Slot(), Slot()))
+        scheduler.admit([entry("document", num_tokens=20)], 0.0)
+        scheduler.admit([entry("query", lane=QUERY, num_tokens=100) for _ in range(2)], 0.0)
+        first = take(scheduler)
+        # 55 ms are owed, and the document costs 30, until passes take ten times as long.
+        scheduler.next_event_s(0.0)
+        for _ in range(60):
+            cost.observe(first.shape, 10 * first.predicted_s)
+        other = scheduler.next_pass(0.0, slot=1)
+        assert other is not None
+        assert names(other.entries) == ["query"]
+
     def test_batch_work_gets_its_small_share_behind_documents(self):
         scheduler = scheduler_with(
             *(entry("document", num_tokens=100) for _ in range(400)),

@@ -41,6 +41,26 @@ def test_a_pass_that_found_no_memory_bounds_those_after_it(sizes: tuple[int, ...
     assert scheduler.limits.max_pass_tokens == (max_tokens or 100)
 
 
+def test_a_turn_of_the_documents_costs_less_where_passes_are_smaller():
+    """The credit that did not pay for a pass of 100 tokens pays for one of 50."""
+    bounds = limits(max_pass_tokens=100, document_share=0.6, batch_share=0, fill_tokens=0)
+    scheduler = Scheduler(bounds, cost=known_cost())
+    large = pass_of(scheduler, 25, 25, 25, 25)
+    scheduler.finish(large, 0.0, device_s=large.predicted_s)
+    scheduler.admit([entry(num_tokens=10) for _ in range(10)], 0.0)
+    scheduler.admit([entry(lane=Lane.QUERY, num_tokens=100) for _ in range(2)], 0.0)
+    queries = scheduler.next_pass(0.0)
+    assert queries is not None
+    assert queries.has_queries
+    scheduler.finish(queries, 0.0, device_s=queries.predicted_s)
+    # 66 ms are owed. The turn costs 110 as passes are now, and 60 when they have shrunk.
+    scheduler.next_event_s(0.0)
+    assert scheduler.shrink_passes(large) == 50
+    documents = scheduler.next_pass(0.0)
+    assert documents is not None
+    assert not documents.has_queries
+
+
 def test_one_that_was_composed_before_the_bound_lowers_it_no_further():
     """Two were out when the first came back: they say the same thing twice."""
     scheduler = Scheduler(limits(max_pass_tokens=100), cost=known_cost())
