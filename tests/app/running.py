@@ -169,11 +169,30 @@ class Client:
         return self.file.read()
 
 
+async def live(receive: Any, send: Any) -> None:
+    """The lifespan protocol with nothing to do."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+def living(app: ASGIApp) -> ASGIApp:
+    """An application that only answers requests; what else uvicorn asks is answered here."""
+
+    async def whole(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await live(receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return whole
+
+
+@living
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer 200 with the number of body bytes; lifespan included, as uvicorn asks for it."""
-    if scope["type"] == "lifespan":
-        await live(receive, send)
-        return
+    """Answer 200 with the number of body bytes."""
     num_bytes = 0
     while True:
         message = await receive()
@@ -183,15 +202,6 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if not message["more_body"]:
             break
     await answer(send, {"bytes": num_bytes})
-
-
-async def live(receive: Any, send: Any) -> None:
-    """The lifespan protocol with nothing to do."""
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 async def answer(send: Any, content: object, status: int = 200) -> None:

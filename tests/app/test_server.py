@@ -18,7 +18,7 @@ from app.connection import MAX_HEAD_BYTES, AnswerWriter
 from app.logs import request_id_var
 from app.server import BindError, bind_socket, url_of
 from app.settings import ServerSettings
-from tests.app.running import Client, Running, answer, echo, live, running
+from tests.app.running import Client, Running, answer, echo, living, running
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 HEALTHY = b"POST /v1/embeddings HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\n\r\nhello"
@@ -100,10 +100,8 @@ def test_a_slow_answer_is_not_mistaken_for_a_slow_client():
     """Both timeouts are about what the client owes us; the model may take its time."""
     answered = threading.Event()
 
+    @living
     async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         loop = asyncio.get_running_loop()
         patience_over = loop.create_future()
         loop.call_later(0.4, patience_over.set_result, None)
@@ -171,10 +169,8 @@ def test_a_large_body_is_not_taken_for_a_large_head(server: Running):
 def test_a_client_whose_upload_is_refused_half_way_gets_the_answer(connection: bytes):
     """It reads no sooner than it has sent all: a connection closed under it would lose the answer."""
 
+    @living
     async def refusing(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         await receive()
         await answer(send, {"refused": True}, status=503)
 
@@ -432,10 +428,8 @@ def test_an_answers_head_and_body_come_together():
     clients: list[Client] = []
     came_early: list[bool] = []
 
+    @living
     async def busy(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         # Within the loop's turn, so that nothing can leave meanwhile but by a call of its own.
         came_early.append(bool(select.select([clients[0].sock], [], [], 0.05)[0]))
@@ -451,10 +445,8 @@ def test_an_answers_head_and_body_come_together():
 def test_a_head_whose_body_takes_its_time_does_not_wait_for_it():
     is_seen = threading.Event()
 
+    @living
     async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         length = (b"content-length", b"2")
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await asyncio.to_thread(is_seen.wait, 20)
@@ -523,10 +515,8 @@ def test_garbage_after_a_request_does_not_land_in_its_answer():
     """The first answer leaves whole; then the connection is closed."""
     may_answer = threading.Event()
 
+    @living
     async def waiting(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         await asyncio.to_thread(may_answer.wait, 10)
         await answer(send, {"whole": True})
 
@@ -543,10 +533,8 @@ def test_garbage_after_a_request_does_not_land_in_its_answer():
 def test_a_request_in_flight_is_finished_and_nobody_new_gets_in():
     entered, may_answer = threading.Event(), threading.Event()
 
+    @living
     async def waiting(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         import asyncio
 
         entered.set()
@@ -568,10 +556,8 @@ def test_a_request_that_outlasts_the_shutdown_is_answered_503():
     """uvicorn cancels it and says 500 in plain text; 503 tells the SDKs to try again elsewhere."""
     entered = threading.Event()
 
+    @living
     async def endless(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         import asyncio
 
         entered.set()

@@ -56,7 +56,7 @@ from app.top import (
     seconds,
     sparkline,
 )
-from tests.app.running import Running, live, running, taken_socket
+from tests.app.running import Running, living, running, taken_socket
 
 ROOT = Path(__file__).parents[2]
 
@@ -398,10 +398,8 @@ def answers() -> Answers:
 
 @pytest.fixture
 def server(answers: Answers) -> Generator[Running]:
+    @living
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await live(receive, send)
-            return
         assert (scope["method"], scope["path"]) == ("GET", "/live")
         answers.keys.append(dict(scope["headers"]).get(b"authorization"))
         answers.queries.append(scope["query_string"])
