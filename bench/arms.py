@@ -32,6 +32,35 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueryRate:
+    """How many queries are sent a second."""
+
+    per_s: float | None = None
+    of_capacity: float | None = None
+    """In place of a number: this part of what the server answers while it does nothing else."""
+
+    @classmethod
+    def parse(cls, text: str) -> "QueryRate":
+        """``30``, or ``10%`` of the capacity.
+
+        Raises:
+            ValueError: It is neither, or not above 0.
+        """
+        number = float(text.removesuffix("%"))
+        if not number > 0:
+            raise ValueError(f"{text} is no rate")
+        return cls(of_capacity=number / 100) if text.endswith("%") else cls(per_s=number)
+
+    def per_second(self, capacity_per_s: float | None) -> float:
+        """The rate in numbers, where the server answers so many a second."""
+        if self.of_capacity is None:
+            assert self.per_s is not None, "a rate is a number or a part"
+            return self.per_s
+        assert capacity_per_s is not None, "the capacity is measured where a rate is a part of it"
+        return self.of_capacity * capacity_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """A load on a policy's server."""
 
@@ -41,6 +70,8 @@ class Arm:
     has_documents: bool
     has_long_documents: bool = False
     """Two in a hundred documents are as long as the model reads."""
+    query_rate: QueryRate | None = None
+    """``None``: that of the run."""
 
 
 DOCUMENTS = Arm(name="D", policy=LANES, has_queries=False, has_documents=True)
@@ -64,27 +95,6 @@ class Words:
     sigma: float
     least: int
     most: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryRate:
-    """How many queries are sent a second."""
-
-    per_s: float | None = None
-    of_capacity: float | None = None
-    """In place of a number: this part of what the server answers while it does nothing else."""
-
-    @classmethod
-    def parse(cls, text: str) -> "QueryRate":
-        """``30``, or ``10%`` of the capacity.
-
-        Raises:
-            ValueError: It is neither, or not above 0.
-        """
-        number = float(text.removesuffix("%"))
-        if not number > 0:
-            raise ValueError(f"{text} is no rate")
-        return cls(of_capacity=number / 100) if text.endswith("%") else cls(per_s=number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

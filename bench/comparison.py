@@ -45,6 +45,8 @@ class Block:
     punctuality: Punctuality | None = None
     histograms: Mapping[str, float] = field(default_factory=dict[str, float])
     """99th percentiles of the server's own histograms over the block."""
+    cores: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the gateway and the load took of the processor: 0.1 is a tenth of one core."""
 
     @property
     def is_valid(self) -> bool:

@@ -37,8 +37,11 @@ rounds together, and is told of 1,000 queries or more; its interval comes from d
 not at all, is run again, and its round is left out, and made up for, if that does not help.
 
 ``--vary`` compares settings instead of policies: one MIX arm for each value, beside RAW and Q. For the models of a
-card max-pass-ms takes along what follows from it there: filling to all of it, documents to twice. A peer is started by
-whoever compares with it, in an environment of its own, with the same weights; infinity, for instance:
+card max-pass-ms takes along what follows from it there: filling to all of it, documents to twice. ``--vary
+rate=5%,10%,20%`` compares loads on one server instead; Q stays at the rate of the run.
+
+A peer is started by whoever compares with it, in an environment of its own, with the same weights; infinity, for
+instance:
     infinity_emb v2 --engine torch --device cpu --dtype float32 --port 7997 --model-id FOLDER --served-model-name NAME
 """
 
@@ -79,11 +82,20 @@ from bench.openloop import Load, LoadGenerator, Log, Target
 from bench.plot import latency_chart
 from bench.raw import num_tokens_of, raw_tokens_per_s, spread_out
 from bench.report import RESULTS, arguments, card, is_quiet, save, verdict
-from bench.scrape import Samples, histogram_p99, num_running_passes, pass_tokens, samples_of, scrape
+from bench.scrape import (
+    Samples,
+    cpu_seconds,
+    histogram_p99,
+    num_running_passes,
+    pass_tokens,
+    samples_of,
+    scrape,
+)
 from bench.tables import as_json, curve_of, print_arms, print_overload, print_ratios
 from bench.tails import (
     answered_tokens,
     answers_per_s,
+    cores_of,
     count_statuses,
     header_values,
     punctuality,
@@ -132,7 +144,7 @@ class Bench:
         self.raw_pass_tokens = 0
         self.query_rate_per_s = 0.0
         self.query_capacity_per_s: float | None = None
-        """Measured only where the rate is a part of it."""
+        """Measured only where a rate is a part of it."""
 
     @property
     def arms(self) -> Sequence[Arm]:
@@ -183,11 +195,9 @@ class Bench:
 
     async def _settle_query_rate(self) -> None:
         rate = self._options.rate or self._setup.query_rate
-        if rate.of_capacity is None:
-            self.query_rate_per_s = rate.per_s
-            return
-        self.query_capacity_per_s = await self._capacity_per_s(self.corpora.queries)
-        self.query_rate_per_s = rate.of_capacity * self.query_capacity_per_s
+        if any(one and one.of_capacity for one in (rate, *(arm.query_rate for arm in self._arms))):
+            self.query_capacity_per_s = await self._capacity_per_s(self.corpora.queries)
+        self.query_rate_per_s = rate.per_second(self.query_capacity_per_s)
 
     async def _capacity_per_s(self, queries: Corpus) -> float:
         """How many of these queries a second are answered while nothing else is asked."""
@@ -270,6 +280,9 @@ class Bench:
     async def _valid_block(self, arm: Arm, *, seed: int) -> Block:
         """One block; a second try if the first was not sent on time."""
         count = math.ceil(self._options.queries / self._options.rounds)
+        if arm.query_rate is not None:
+            # A rate that is high sends its queries too soon for a block to tell its tokens a second.
+            count = max(count, math.ceil(self._rate_per_s(arm) * self._options.documents_s))
         block = await self._block(arm, count=count, seed=seed)
         if block.is_valid:
             return block
@@ -285,7 +298,9 @@ class Bench:
         if arm.has_long_documents and self.corpora.long_documents is not None:
             documents = self.corpora.long_documents
         schedule = (
-            self._query_arrivals(count, seed=seed) if arm.has_queries else no_arrivals(self._options.warm_s)
+            self._query_arrivals(count, rate_per_s=self._rate_per_s(arm), seed=seed)
+            if arm.has_queries
+            else no_arrivals(self._options.warm_s)
         )
         load = Load(
             target=self._target(policy),
@@ -320,6 +335,7 @@ class Bench:
             queue_ms=header_values(log.queries, "x-queue-time-ms"),
             rates=rates,
             drained_rates=drained_rates,
+            cores=cores_of(log, lambda content: cpu_seconds(samples_of(content.decode()))),
             statuses=count_statuses(log.queries),
             document_statuses=count_statuses(log.documents),
             punctuality=punctuality(log.queries) if log.queries else None,
@@ -330,9 +346,14 @@ class Bench:
             },
         )
 
-    def _query_arrivals(self, count: int, *, seed: int) -> Arrivals:
+    def _rate_per_s(self, arm: Arm) -> float:
+        if arm.query_rate is None:
+            return self.query_rate_per_s
+        return arm.query_rate.per_second(self.query_capacity_per_s)
+
+    def _query_arrivals(self, count: int, *, rate_per_s: float, seed: int) -> Arrivals:
         return arrivals(
-            rate_per_s=self.query_rate_per_s,
+            rate_per_s=rate_per_s,
             count=count,
             num_bodies=self.corpora.queries.num_requests,
             warm_s=self._options.warm_s,
@@ -425,6 +446,18 @@ def arms_of(setup: Setup, options: argparse.Namespace) -> tuple[list[Arm], dict[
     policies = setup.policies()
     if options.vary:
         name, values = options.vary
+        if name == "rate":
+            loads = [
+                Arm(
+                    name=f"rate={value}",
+                    policy=LANES,
+                    has_queries=True,
+                    has_documents=True,
+                    query_rate=QueryRate.parse(value),
+                )
+                for value in values
+            ]
+            return [QUERIES, *loads], {LANES: policies[LANES]}
         varied = [setup.varied(name, value) for value in values]
         arms = [
             QUERIES,
@@ -523,9 +556,16 @@ def report(
 def varied(text: str) -> tuple[str, tuple[str, ...]]:
     """``max-pass-ms=25,50`` as a name and its values."""
     name, equals, values = text.partition("=")
+    name = name.removeprefix("--")
     if not (name and equals and all(values.split(","))):
         raise argparse.ArgumentTypeError("give a setting and its values: max-pass-ms=25,50")
-    return name.removeprefix("--"), tuple(values.split(","))
+    if name == "rate":
+        try:
+            for value in values.split(","):
+                QueryRate.parse(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return name, tuple(values.split(","))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -121,6 +121,8 @@ class Scrape:
 
     at_s: float
     content: bytes
+    load_cpu_s: float = 0.0
+    """Processor time that the load's own process had taken by then."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -302,7 +304,7 @@ class _Block:
             self._load.target.metrics_request, lambda _status, _head, content: answered.set_result(content)
         )
         content = await answered
-        self._log.scrapes.append(Scrape(at_s=self._now_s(), content=content))
+        self._log.scrapes.append(Scrape(at_s=self._now_s(), content=content, load_cpu_s=time.process_time()))
         self._forget(connection)
 
     async def _connect(self) -> _Connection:

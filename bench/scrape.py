@@ -44,6 +44,11 @@ def pass_tokens(samples: Samples) -> float:
     return sum(samples.get("laneway_pass_tokens_sum", {}).values())
 
 
+def cpu_seconds(samples: Samples) -> float:
+    """Processor time of the gateway's own process so far; that of its workers is not in it."""
+    return sum(samples.get("process_cpu_seconds_total", {}).values())
+
+
 def histogram_p99(before: Samples, after: Samples, name: str) -> float | None:
     """The bucket's bound under which 99 of 100 observations between two scrapes lie; ``None`` without any."""
     old = before.get(f"{name}_bucket", {})

@@ -15,7 +15,7 @@ def print_arms(run: Run, arms: Sequence[Arm]) -> None:
     """One line an arm."""
     print(
         f"  {'arm':<24} {'queries':>8} {'missed':>7} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'most ms':>9}"
-        f" {'queue p99':>10} {'doc tok/s':>10} {'query tok/s':>11}"
+        f" {'queue p99':>10} {'doc tok/s':>10} {'query tok/s':>11} {'gateway':>8} {'load':>6} (% of a core)"
     )
     for arm in arms:
         blocks = run.blocks[arm.name]
@@ -37,7 +37,17 @@ def print_arms(run: Run, arms: Sequence[Arm]) -> None:
             if rates
             else ("-", "-")
         )
-        print(f"  {arm.name:<24} {cells} {documents:>10} {queries:>11}")
+        gateway, load = (_percent(_mean_cores(run, arm, whose)) for whose in ("gateway", "load"))
+        print(f"  {arm.name:<24} {cells} {documents:>10} {queries:>11} {gateway:>8} {load:>6}")
+
+
+def _mean_cores(run: Run, arm: Arm, whose: str) -> float | None:
+    told = [block.cores[whose] for block in run.blocks[arm.name] if whose in block.cores]
+    return sum(told) / len(told) if told else None
+
+
+def _percent(cores: float | None) -> str:
+    return "-" if cores is None else f"{cores:.1%}"
 
 
 def print_ratios(ratios: Mapping[str, Ratio | None]) -> None:
@@ -111,6 +121,13 @@ def _arm_as_json(run: Run, arm: Arm) -> dict[str, object]:
         ):
             if any(rates):
                 told[name] = [None if one is None else round(one.useful_per_s) for one in rates]
+    cores = {
+        whose: round(taken, 4)
+        for whose in ("gateway", "load")
+        if (taken := _mean_cores(run, arm, whose)) is not None
+    }
+    if cores:
+        told["cores_taken"] = cores
     names = {name for block in blocks for name in block.histograms}
     told |= {
         f"{name}_p99": max(block.histograms.get(name, 0.0) for block in blocks) for name in sorted(names)
@@ -119,22 +136,27 @@ def _arm_as_json(run: Run, arm: Arm) -> dict[str, object]:
 
 
 def curve_of(run: Run, name: str, values: Sequence[str]) -> str | None:
-    """The p99 over a setting that is a number; ``None`` for others, or of too few queries."""
-    if not all(is_number(value) and float(value) > 0 for value in values) or len(values) < 2:
+    """The p99 over a setting that is a number or a percentage; ``None`` for others, or of too few queries."""
+    if 0 < sum(value.endswith("%") for value in values) < len(values):
+        return None  # They have no axis in common.
+    if (
+        not all(is_number(value.removesuffix("%")) and _number(value) > 0 for value in values)
+        or len(values) < 2
+    ):
         return None
     tails = [tail_of(run.all_latencies_s(f"{name}={value}")) for value in values]
     p99s = [
-        (float(value), tail.p99_ms)
+        (_number(value), tail.p99_ms)
         for value, tail in zip(values, tails, strict=True)
         if tail.p99_ms is not None and math.isfinite(tail.p99_ms)
     ]
     if len(p99s) < len(values):
         return None
-    p50s = [(float(value), tail.p50_ms) for value, tail in zip(values, tails, strict=True)]
+    p50s = [(_number(value), tail.p50_ms) for value, tail in zip(values, tails, strict=True)]
     ratios = [run.over_raw(f"{name}={value}") for value in values]
     ticks = [
-        (float(value), value if ratio is None else f"{value} ({ratio.median:.2f} of RAW)")
-        for value, ratio in sorted(zip(values, ratios, strict=True), key=lambda pair: float(pair[0]))
+        (_number(value), value if ratio is None else f"{value} ({ratio.median:.2f} of RAW)")
+        for value, ratio in sorted(zip(values, ratios, strict=True), key=lambda pair: _number(pair[0]))
     ]
     return chart(
         f"A query's p50 and p99 over {name}, and useful tokens",
@@ -142,3 +164,7 @@ def curve_of(run: Run, name: str, values: Sequence[str]) -> str | None:
         decades("milliseconds", [y for _, y in p99s + p50s]),
         [Line(name="p99", points=sorted(p99s)), Line(name="p50", points=sorted(p50s))],
     )
+
+
+def _number(text: str) -> float:
+    return float(text.removesuffix("%"))

@@ -186,6 +186,26 @@ def rates_of_passes(
     return Rates(documents_per_s=(tokens - queries) / elapsed_s, queries_per_s=queries / elapsed_s)
 
 
+def cores_of(log: Log, cpu_seconds: Callable[[bytes], float]) -> dict[str, float]:
+    """Cores that were not the workers', between the two scrapes of a block: 0.1 is a tenth of one.
+
+    Args:
+        log: Of one block.
+        cpu_seconds: Processor time of the gateway's own process, from a scrape.
+
+    Returns:
+        Nothing of a block that was not scraped.
+    """
+    if len(log.scrapes) < 2:
+        return {}
+    first, last = log.scrapes
+    elapsed_s = last.at_s - first.at_s
+    return {
+        "gateway": (cpu_seconds(last.content) - cpu_seconds(first.content)) / elapsed_s,
+        "load": (last.load_cpu_s - first.load_cpu_s) / elapsed_s,
+    }
+
+
 def rates_of_drained(
     log: Log, *, document_tokens: Callable[[int], int], query_tokens: Callable[[int], int]
 ) -> Rates | None:

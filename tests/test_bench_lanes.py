@@ -38,7 +38,7 @@ from bench.raw import (
     spread_out,
 )
 from bench.report import Ratio
-from bench.scrape import device_seconds, histogram_p99, samples_of
+from bench.scrape import cpu_seconds, device_seconds, histogram_p99, samples_of
 from bench.serve import settings_of
 from bench.sleeping import EAGER_7B, GRAPHS_7B, SleepingEncoder, Timing, row_of, sleeping_info
 from bench.tables import curve_of
@@ -46,6 +46,7 @@ from bench.tails import (
     Punctuality,
     Rates,
     answers_per_s,
+    cores_of,
     count_statuses,
     header_values,
     lane_shares,
@@ -243,6 +244,19 @@ def test_rates_are_those_of_the_passes_between_two_scrapes():
     assert rates == Rates(documents_per_s=185.0, queries_per_s=15.0)
     assert rates.useful_per_s == 200.0
     assert rates_of_passes(Log(), count_tokens=float, query_tokens=tokens_of_body) is None
+
+
+def test_cores_are_those_that_the_gateway_and_the_load_took_between_two_scrapes():
+    log = Log(
+        scrapes=[
+            Scrape(at_s=1.0, content=b"10", load_cpu_s=3.0),
+            Scrape(at_s=5.0, content=b"10.5", load_cpu_s=3.1),
+        ]
+    )
+    assert cores_of(log, float) == {"gateway": 0.125, "load": pytest.approx(0.025)}
+    assert cores_of(Log(), float) == {}
+    samples = samples_of("process_cpu_seconds_total 12.5\n")
+    assert cpu_seconds(samples) == 12.5
 
 
 def test_a_server_that_counts_nothing_is_measured_until_its_last_answer():
@@ -568,6 +582,20 @@ def test_a_varied_setting_overrides_the_setups_own():
 def test_a_rate_is_a_number_or_a_part_of_what_the_server_answers():
     assert parser().parse_args(["--rate", "30"]).rate == QueryRate(per_s=30)
     assert parser().parse_args(["--rate", "12.5%"]).rate == QueryRate(of_capacity=0.125)
+    assert QueryRate(per_s=30).per_second(None) == 30
+    assert QueryRate(of_capacity=0.125).per_second(80) == 10
+
+
+def test_loads_can_be_compared_instead_of_settings():
+    """One server gets them all, so that nothing but the rate differs."""
+    options = parser().parse_args(["--vary", "rate=5%,40"])
+    arms, policies = arms_of(SETUPS["minilm"], options)
+    assert [(arm.name, arm.policy, arm.query_rate) for arm in arms] == [
+        ("Q", LANES, None),
+        ("rate=5%", LANES, QueryRate(of_capacity=0.05)),
+        ("rate=40", LANES, QueryRate(per_s=40)),
+    ]
+    assert list(policies) == [LANES]
 
 
 @pytest.mark.parametrize("text", ["", "%", "0", "-3%", "fast"])
@@ -581,6 +609,8 @@ def test_a_setting_to_vary_is_a_name_and_values():
     assert varied("--max-pass-tokens=1,2") == ("max-pass-tokens", ("1", "2"))
     with pytest.raises(SystemExit):
         parser().parse_args(["--vary", "max-pass-tokens=1,,2"])
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--vary", "rate=10%,fast"])
 
 
 def test_two_in_a_hundred_documents_are_long():
