@@ -812,6 +812,13 @@ def test_lines_go_up_where_values_do():
     assert y1 > y2
 
 
+def test_numbers_and_parts_of_the_capacity_share_no_axis():
+    tail = Block(latencies_s=[0.01] * 1_000)
+    run = Run(blocks={f"rate={value}": [tail] for value in ("5%", "10%", "40")})
+    assert curve_of(run, "rate", ["5%", "10%"]) is not None
+    assert curve_of(run, "rate", ["5%", "40"]) is None
+
+
 def test_the_curve_over_a_setting_shows_its_medians_as_well_as_its_tails():
     """Medians that lay below the axis were drawn along its border."""
     run = Run()

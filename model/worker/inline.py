@@ -90,7 +90,7 @@ class InlineWorker:
     @property
     def is_ready(self) -> bool:
         """Whether the model is loaded, and the worker was not stopped."""
-        return self._settled.is_set() and not self._is_stopped
+        return self._state == "ready"
 
     async def wait_ready(self) -> None:
         """Return when the model is loaded; raises ``WorkerDiedError`` once the worker was stopped."""
